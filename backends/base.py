@@ -1,0 +1,192 @@
+"""What a store must be able to do: write a batch, read a table, close.
+
+Abilities beyond that are protocols of their own; a reader asks with `isinstance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
+
+from tachograph.errors import QueryError
+from tachograph.records import TABLES, Batch
+from tachograph.table import Table
+
+Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in", "like"]
+OPERATORS: tuple[str, ...] = ("=", "!=", "<", "<=", ">", ">=", "in", "like")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison of a column with a constant.
+
+    `in` takes a sequence; `like` is SQL's, with `%` and `_`, case-sensitive. A NULL column
+    satisfies only `=` with None; `!=` with None means 'is not NULL'.
+    """
+
+    column: str
+    operator: Operator
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows of one table to read.
+
+    Attributes
+    ----------
+    table : str
+        A name in `records.TABLES`, or `all_metrics` (every attempt), or `cursors`
+        (columns writer and next: what this store expects from each writer it knows).
+    where : sequence of Condition
+        All must hold.
+    columns : sequence of str or None
+        Which columns, in order. None is every column of the table's spec.
+    order : sequence of str
+        Columns to sort by; a leading '-' sorts descending. NULLs come last either way.
+    limit : int or None
+        At most this many rows.
+    raw : bool
+        False reads the view that users see: the latest change of each key, no deleted rows,
+        nothing of deleted runs, the latest attempt's points, one summary per series over its
+        writers. True reads all that the store holds: every attempt, tombstones, one summary
+        per writer. In raw `runs` a NULL means 'not changed' where the store keeps changes
+        apart; merging raw rows by key in order of (changed_at, writer, seq) gives the view.
+    """
+
+    table: str
+    where: Sequence[Condition] = ()
+    columns: Sequence[str] | None = None
+    order: Sequence[str] = ()
+    limit: int | None = None
+    raw: bool = False
+
+    def check(self) -> None:
+        """Raise QueryError where the query names a table, column or operator that is not."""
+        known = table_columns(self.table)
+        named = [condition.column for condition in self.where]
+        named += [name.removeprefix("-") for name in self.order]
+        named += list(self.columns or ())
+        for name in named:
+            if name not in known:
+                raise QueryError(
+                    f"table {self.table!r} has no column {name!r}; it has: {', '.join(known)}"
+                )
+        for condition in self.where:
+            if condition.operator not in OPERATORS:
+                raise QueryError(f"unknown operator {condition.operator!r}")
+
+
+def table_columns(table: str) -> tuple[str, ...]:
+    """Columns of a table that can be queried."""
+    if table == "cursors":
+        return ("writer", "next")
+    spec = TABLES.get("metrics" if table == "all_metrics" else table)
+    if spec is None:
+        tables = ", ".join([*TABLES, "all_metrics", "cursors"])
+        raise QueryError(f"there is no table {table!r}; there are: {tables}")
+    return tuple(spec.columns)
+
+
+class Backend(Protocol):
+    """A store.
+
+    A backend is made by its class with ``(url, *, create)``: `url` is absolute, `create` makes
+    an absent store, otherwise StoreNotFound is raised. It is used by one thread at a time;
+    several processes may each hold one on the same store.
+
+    Attributes
+    ----------
+    url : str
+        Where the store is, absolute, without secrets.
+    first_interval, longest_interval : float
+        Seconds after which the first batch of a writer should be written, and at most between
+        later ones; intervals double in between. Equal for a store that takes small batches.
+    batch_bytes : int
+        Journal bytes that make a full batch, which is written without waiting.
+    """
+
+    url: str
+    first_interval: float
+    longest_interval: float
+    batch_bytes: int
+
+    def write(self, batch: Batch) -> int:
+        """Store a batch and return the sequence number expected next from its writer.
+
+        Durable when it returns: a power cut does not undo it. What was written before is left
+        out, so a repeat or an overlap changes nothing. Keeps the table `summaries` up to date
+        for the points of the batch, and the writer's `heartbeat_at` where the batch has one.
+
+        Raises
+        ------
+        Gap
+            The batch starts behind the record expected next; nothing was written.
+        StoreError
+            Nothing was written, for example on a full disk; the same batch may be tried again.
+        """
+        ...
+
+    def read(self, query: Query) -> Table:
+        """Read rows; QueryError for an unknown table, column or operator."""
+        ...
+
+    def close(self) -> None:
+        """Release files and connections. A second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class SupportsSQL(Protocol):
+    """A store that answers SQL over the tables' views, read only."""
+
+    def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
+        """Run one SELECT; QueryError for anything that would write, or a mistake in it."""
+        ...
+
+
+@runtime_checkable
+class SupportsArtifacts(Protocol):
+    """A store that keeps files by content."""
+
+    def put_artifact(self, path: Path, sha256: str) -> str:
+        """Copy a file in, once per content, checked by its digest; return its URI."""
+        ...
+
+    def open_artifact(self, sha256: str) -> BinaryIO:
+        """Open a kept file for reading; StoreNotFound where there is none."""
+        ...
+
+    def list_artifacts(self) -> Iterator[tuple[str, int]]:
+        """Digest and bytes of every kept file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What `gc` found: deleted runs still in the store, files nobody refers to, their bytes."""
+
+    runs: tuple[str, ...]
+    points: int
+    artifacts: tuple[str, ...]
+    bytes: int
+
+
+@runtime_checkable
+class SupportsGC(Protocol):
+    """A store that can free what deletes have hidden."""
+
+    def gc(self, *, dry_run: bool = True) -> Garbage:
+        """Find, and unless `dry_run` free, the rows and files of deleted runs."""
+        ...
+
+
+@runtime_checkable
+class SupportsCompact(Protocol):
+    """A store whose many small files can be merged."""
+
+    def compact(self, *, grace_seconds: float = 3600.0) -> int:
+        """Merge the parts of keyed tables; return how many files were replaced."""
+        ...

@@ -1,0 +1,3 @@
+"""Drop-in callbacks that record training runs into open tables."""
+
+from __future__ import annotations

@@ -1,0 +1,73 @@
+"""What can go wrong, as one tree.
+
+::
+
+    TachographError
+    ├── ConfigError         the config file, an environment variable or an argument (ValueError)
+    ├── StoreError          a store cannot be opened, read or written (OSError)
+    │   ├── StoreNotFound   nothing is there (FileNotFoundError)
+    │   ├── StoreTooNew     written by a newer format version
+    │   └── Gap             a batch leaves out records; says which is expected
+    ├── QueryError          a filter, column or run that does not exist (ValueError)
+    │   └── RunNotFound     no run with that id (KeyError)
+    └── RecordError         a value that cannot be recorded (TypeError)
+
+    TachographWarning       said once, inside training, where raising is forbidden
+"""
+
+from __future__ import annotations
+
+
+class TachographError(Exception):
+    """Root of everything that Tachograph raises on purpose."""
+
+
+class ConfigError(TachographError, ValueError):
+    """A setting is unknown, of the wrong type, or not usable. The message names its origin."""
+
+
+class StoreError(TachographError, OSError):
+    """A store cannot be opened, read or written."""
+
+
+class StoreNotFound(StoreError, FileNotFoundError):
+    """There is no store at that place."""
+
+
+class StoreTooNew(StoreError):
+    """The store was written by a newer Tachograph than this one."""
+
+
+class Gap(StoreError):
+    """A batch starts behind the record that the store expects next.
+
+    Attributes
+    ----------
+    expected : int
+        The sequence number that the store expects next from that writer.
+    """
+
+    def __init__(self, writer: str, expected: int, first: int) -> None:
+        super().__init__(f"writer {writer}: expected record {expected} next, got {first}")
+        self.writer = writer
+        self.expected = expected
+        self.first = first
+
+
+class QueryError(TachographError, ValueError):
+    """A query names something that does not exist, or is not a safe expression."""
+
+
+class RunNotFound(QueryError, KeyError):
+    """No run has that id, or an abbreviated id fits several."""
+
+    def __str__(self) -> str:  # KeyError would print the message in quotes
+        return str(self.args[0]) if self.args else ""
+
+
+class RecordError(TachographError, TypeError):
+    """A value cannot be recorded as what it was given for."""
+
+
+class TachographWarning(UserWarning):
+    """Something could not be recorded; the training goes on."""

@@ -1,0 +1,140 @@
+"""Any Python value as JSON: what a params, provenance or context column may hold.
+
+Values of frameworks are recognised by what they can do, never by importing the framework.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import functools
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+MAX_TEXT = 20_000
+MAX_ITEMS = 1_000
+MAX_DEPTH = 12
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text of a value: sorted keys, no spaces, UTF-8; the same value gives the same text.
+
+    NaN and infinities, which JSON does not have, become the strings 'nan', 'inf' and '-inf'.
+    """
+    return json.dumps(
+        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Reduce any value to what JSON holds, without keeping a reference to it.
+
+    Mappings, sequences, sets, dataclasses, enums, paths, dates, numpy and 0-d tensor scalars
+    keep their meaning. Larger arrays become their type, shape and dtype; anything else its
+    qualified name or a shortened `repr`.
+    """
+    if value is None or isinstance(value, bool | str):
+        return _shorten(value) if isinstance(value, str) else value
+    if isinstance(value, int) and type(value) is not bool and not isinstance(value, enum.Enum):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if depth > MAX_DEPTH:
+        return _shorten(_safe_repr(value))
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, depth)
+    if isinstance(value, list | tuple | set | frozenset):
+        return _plain_sequence(value, depth)
+    return _plain_object(value, depth)
+
+
+def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    items = list(value.items())
+    result = {str(key): plain(item, depth + 1) for key, item in items[:MAX_ITEMS]}
+    if len(items) > MAX_ITEMS:
+        result["…"] = f"{len(items) - MAX_ITEMS} more"
+    return result
+
+
+def _plain_sequence(value: Any, depth: int) -> list[Any]:
+    items = sorted(value, key=repr) if isinstance(value, set | frozenset) else list(value)
+    result = [plain(item, depth + 1) for item in items[:MAX_ITEMS]]
+    if len(items) > MAX_ITEMS:
+        result.append(f"… {len(items) - MAX_ITEMS} more")
+    return result
+
+
+def _plain_object(value: Any, depth: int) -> Any:
+    if isinstance(value, enum.Enum):
+        return plain(value.value, depth + 1)
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, bytes | bytearray):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        return _plain_mapping(fields, depth)
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _plain_array(value, depth)
+    if isinstance(value, functools.partial):
+        return _shorten(f"partial({qualified_name(value.func)})")
+    if inspect.isroutine(value) or isinstance(value, type) or inspect.ismodule(value):
+        return qualified_name(value)
+    return _shorten(_safe_repr(value))
+
+
+def _plain_array(value: Any, depth: int) -> Any:
+    try:
+        shape = [int(size) for size in value.shape]
+        if not shape and hasattr(value, "item"):
+            return plain(value.item(), depth + 1)
+        if math.prod(shape) <= 16 and hasattr(value, "tolist"):
+            return plain(value.tolist(), depth + 1)
+    except Exception:
+        return qualified_name(type(value))
+    return {"type": qualified_name(type(value)), "shape": shape, "dtype": str(value.dtype)}
+
+
+def qualified_name(value: Any) -> str:
+    """``package.module.Class`` of a class or function."""
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if name is None:
+        return _safe_repr(value)
+    return name if module in (None, "builtins") else f"{module}.{name}"
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted paths; an empty mapping stays as a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, path))
+        else:
+            flat[path] = value
+    return flat
+
+
+def _shorten(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}… {len(text) - MAX_TEXT} more characters"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates, as in file names that are not UTF-8
+        text = text.encode(errors="backslashreplace").decode()
+    return text
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{qualified_name(type(value))}, repr failed: {type(error).__name__}>"
