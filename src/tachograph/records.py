@@ -51,7 +51,7 @@ _CHANGE: dict[str, ColumnType] = {
 }
 
 
-def _table(name: str, key: str, **columns: ColumnType) -> TableSpec:
+def _table(name: str, key: str, /, **columns: ColumnType) -> TableSpec:
     return TableSpec(name, columns | (_CHANGE if key else _POINT), tuple(key.split()))
 
 
