@@ -1,0 +1,22 @@
+"""All laws of a store in one class."""
+
+from __future__ import annotations
+
+from tachograph.testing.values_laws import ValueLaws
+from tachograph.testing.write_laws import WriteLaws
+
+
+class BackendContract(WriteLaws, ValueLaws):
+    """The laws that every backend and every wrapper obeys; subclass it in a test file.
+
+    ::
+
+        class TestMyStore(BackendContract):
+            backend_class = MyBackend
+
+            @pytest.fixture
+            def backend_url(self, tmp_path):
+                return f"mystore:///{tmp_path}/store"
+
+    Where a store cannot obey a law by its nature, override that test and say why.
+    """
