@@ -1,0 +1,95 @@
+"""Calls that differ between operating systems: locks, flushing, who runs on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+UNSUPPORTED = "Tachograph records on Linux and macOS; on this system nothing is recorded."
+
+
+def can_record() -> bool:
+    """Whether this system has the file locks that a journal needs."""
+    return fcntl is not None and hasattr(os, "register_at_fork")
+
+
+def lock(descriptor: int) -> bool:
+    """Take the exclusive lock of an open file; False where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sync_data(descriptor: int) -> None:
+    """Return when the written bytes of a file are on the disk."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
+
+
+def sync_folder(path: str) -> None:
+    """Return when the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def host_name() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+@functools.cache
+def boot_id() -> str:
+    """An id that changes when this machine starts anew."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return _run("sysctl", "-n", "kern.bootsessionuuid")
+
+
+def process_started(pid: int) -> str | None:
+    """When a process of this machine was started, in ticks or as text; None where it is gone.
+
+    A pid is used again after a while; together with this it is not.
+    """
+    if os.path.isdir("/proc/self"):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return _run("ps", "-o", "lstart=", "-p", str(pid)) or None
+
+
+def is_alive(host: str, boot: str, pid: int, started: str | None) -> bool | None:
+    """Whether a process still runs; None where it is on another machine."""
+    if host != host_name():
+        return None
+    if boot and boot != boot_id():
+        return False
+    now = process_started(pid)
+    return now is not None and (started is None or now == started)
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

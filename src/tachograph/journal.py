@@ -1,0 +1,376 @@
+"""The journal: an append-only file per process that survives whatever happens to the process.
+
+A record is one frame, handed to the kernel in one ``os.write``; what was written stays when
+the process is killed. Files are cut into parts of 64 MiB. This module writes; `journal_reader`
+reads. It knows records, not runs or stores.
+
+Format (all little-endian)
+--------------------------
+A part starts with the eight bytes ``TACHOJ01``. Then frames follow::
+
+    length u32 | kind u8 | series u32 | seq i64 | body | crc32 u32
+
+``length`` counts from ``kind`` to the end of the body, ``crc32`` covers everything before it.
+``seq`` is the ordinal of the record over all parts of the writer; a number may be missing where
+a call was interrupted between taking it and writing.
+
+======  ======  ==============================================================================
+kind    name    body
+======  ======  ==============================================================================
+1       HEADER  JSON: writer, part, first (seq), sinks, host, pid, pid_started, boot_id;
+                first frame of each part
+2       SERIES  JSON: run_id, names, context, rank, attempt of the series id; written twice,
+                because points cannot be read without it
+3       POINTS  time i64 (ns), step i64, epoch f64, then one f64 per name: with seq before it
+                a row of `records.MetricBlock`
+4       ROWS    JSON: table, rows
+5       CLOCK   JSON: the wall clock moved against the monotonic one
+6       END     nothing; the writer ended and nothing follows
+======  ======  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from tachograph import host
+from tachograph.errors import RecordError
+from tachograph.records import NO_STEP, Row, Series
+
+MAGIC = b"TACHOJ01"
+HEADER, SERIES, POINTS, ROWS, CLOCK, END = range(1, 7)
+PART_BYTES = 64 << 20
+MAX_FRAME = 64 << 20
+PREFIX = struct.Struct("<IBIq")
+CRC = struct.Struct("<I")
+NO_EPOCH = float("nan")
+_BACKLOG = 10_000
+
+
+def part_path(folder: Path, writer: str, part: int) -> Path:
+    """Where a part of a writer's journal lies."""
+    return folder / f"{writer}-{part:06d}.journal"
+
+
+class SeriesHandle:
+    """A series that points can be appended to: its id, and the packing of its rows."""
+
+    __slots__ = ("id", "length", "pack", "part", "series")
+
+    def __init__(self, number: int, series: Series) -> None:
+        layout = struct.Struct(f"<IBIqqqd{len(series.names)}d")
+        self.id = number
+        self.series = series
+        self.pack: Callable[..., bytes] = layout.pack
+        self.length = layout.size - 4
+        self.part = -1  # the part that has its SERIES record
+
+
+class JournalWriter:
+    """The journal of one process, open for appending.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if absent.
+    writer : str
+        Id of the writer, unique to this process.
+    facts : mapping
+        What a reader must know if this process dies: sinks, host, pid, pid_started, boot_id.
+    sync_each : bool
+        Flush each record to the disk before `append_*` returns.
+    limit_bytes : int
+        What may wait for the stores at most; records beyond are dropped and counted.
+
+    Attributes
+    ----------
+    dropped : int
+        Records that could not be written.
+    problem : str or None
+        Why records are being dropped now.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: str,
+        facts: Mapping[str, Any],
+        *,
+        sync_each: bool = False,
+        limit_bytes: int = 100 << 30,
+    ) -> None:
+        self.folder = folder
+        self.writer = writer
+        self.lock = threading.RLock()
+        self.part = 0
+        self.next_seq = 0
+        self.dropped = 0
+        self.problem: str | None = None
+        self.first_seqs: list[int] = []  # first seq of each part, from part 0
+        self.waiting_parts = 0  # parts before the current one that still exist
+        self._facts = dict(facts)
+        self._sync_each = sync_each
+        self._limit_bytes = limit_bytes
+        self._series_count = 0
+        self._backlog: list[tuple[int, bytes]] = []
+        self._closed = False
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self.descriptor = -1
+        self.size = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._open_part()
+
+    # ------------------------------------------------------------------ appending
+
+    def series(self, series: Series) -> SeriesHandle:
+        """Announce a series; points are appended through the handle."""
+        with self.lock:
+            self._series_count += 1
+            return SeriesHandle(self._series_count, series)
+
+    def append_points(
+        self,
+        handle: SeriesHandle,
+        step: int | None,
+        epoch: float | None,
+        values: Collection[float],
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        write: Callable[[int, bytes], int] = os.write,
+        checksum: Callable[[bytes], int] = crc32,
+    ) -> None:
+        """Append one point per name of the series, at this step and the present time.
+
+        Raises `struct.error` or whatever ``float()`` raises where a value is not a number;
+        never for a full disk.
+        """
+        with self.lock:
+            if handle.part != self.part:
+                self._announce(handle)
+            # The number is taken first: a signal handler that logs gets the next one.
+            seq = self.next_seq
+            self.next_seq = seq + 1
+            frame = handle.pack(
+                handle.length,
+                POINTS,
+                handle.id,
+                seq,
+                clock() + self._offset_ns,
+                NO_STEP if step is None else step,
+                NO_EPOCH if epoch is None else epoch,
+                *values,
+            )
+            frame += checksum(frame).to_bytes(4, "little")
+            try:
+                written = write(self.descriptor, frame)
+            except OSError as error:
+                self._drop(error)
+                return
+            if written != len(frame):
+                self._cut_short(written)
+                return
+            self.size += written
+            if self.size >= PART_BYTES or self._sync_each or self._backlog:
+                self._after_write()
+
+    def append_rows(self, table: str, rows: Sequence[Row]) -> None:
+        """Append rows of a table other than metrics. Writer and seq are added when read."""
+        body = json.dumps({"table": table, "rows": rows}, separators=(",", ":")).encode()
+        if len(body) > MAX_FRAME // 2:
+            raise RecordError(f"{len(body)} bytes for table {table!r} are too many for a record")
+        with self.lock:
+            if not self._append(ROWS, 0, self._take_seq(), body):
+                if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
+                    self._backlog.append((ROWS, body))
+                    self.dropped -= 1
+                return
+            if self.size >= PART_BYTES or self._sync_each or self._backlog:
+                self._after_write()
+
+    def now_us(self) -> int:
+        """The journal's clock: wall time taken once, advanced by the monotonic clock."""
+        return (time.monotonic_ns() + self._offset_ns) // 1000
+
+    def check_clock(self) -> None:
+        """Follow the wall clock where it left the journal's by over a second."""
+        offset = time.time_ns() - time.monotonic_ns()
+        moved = offset - self._offset_ns
+        if abs(moved) > 1_000_000_000:
+            with self.lock:
+                self._offset_ns = offset
+                body = json.dumps({"moved_ns": moved}).encode()
+                self._append(CLOCK, 0, self._take_seq(), body)
+
+    def sync(self) -> None:
+        """Return when all records so far are on the disk."""
+        with self.lock:
+            descriptor = os.dup(self.descriptor) if self.descriptor >= 0 else -1
+        if descriptor >= 0:  # outside the lock: a flush can take long
+            try:
+                host.sync_data(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def is_unlinked(self) -> bool:
+        """Whether somebody deleted the journal under us."""
+        with self.lock:
+            return self.descriptor >= 0 and os.fstat(self.descriptor).st_nlink == 0
+
+    def recover(self) -> None:
+        """Open a new part where there was no room for one, and write the rows that wait."""
+        with self.lock:
+            if self.descriptor < 0 and not self._closed and self._may_open():
+                self._open_part()
+            waiting, self._backlog = self._backlog, []
+            for position, (kind, body) in enumerate(waiting):
+                if not self._append(kind, 0, self._take_seq(), body):
+                    self.dropped -= 1
+                    self._backlog = waiting[position:]
+                    return
+
+    def close(self, *, ended: bool = True) -> None:
+        """Close the file; `ended` says that the writer will not come back."""
+        with self.lock:
+            self._closed = True
+            self.dropped += len(self._backlog)
+            if self.descriptor >= 0:
+                if ended:
+                    self._append(END, 0, self._take_seq(), b"")
+                os.close(self.descriptor)
+                self.descriptor = -1
+
+    def discard(self, problem: str) -> None:
+        """Write no more: from here on records are dropped and counted."""
+        with self.lock:
+            self._closed = True
+            self.problem = problem
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
+                self.descriptor = -1
+
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's file without a trace."""
+        self._closed = True
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def delete_parts(self, confirmed: int) -> None:
+        """Delete closed parts whose records all come before seq `confirmed`."""
+        with self.lock:
+            first = self.part - self.waiting_parts
+            done = [p for p in range(first, self.part) if self.first_seqs[p + 1] <= confirmed]
+            for part in done:
+                part_path(self.folder, self.writer, part).unlink(missing_ok=True)
+            self.waiting_parts -= len(done)
+
+    # ------------------------------------------------------------------ inside
+
+    def _take_seq(self) -> int:
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        return seq
+
+    def _announce(self, handle: SeriesHandle) -> None:
+        series = handle.series
+        body = json.dumps(
+            {
+                "run_id": series.run_id,
+                "names": series.names,
+                "context": series.context,
+                "rank": series.rank,
+                "attempt": series.attempt,
+            },
+            separators=(",", ":"),
+        ).encode()
+        seq = self._take_seq()
+        if self._append(SERIES, handle.id, seq, body) and self._append(
+            SERIES, handle.id, seq, body
+        ):
+            handle.part = self.part
+
+    def _append(self, kind: int, series: int, seq: int, body: bytes) -> bool:
+        frame = PREFIX.pack(len(body) + 13, kind, series, seq) + body
+        frame += CRC.pack(crc32(frame))
+        try:
+            written = os.write(self.descriptor, frame)
+        except OSError as error:
+            self._drop(error)
+            return False
+        if written != len(frame):
+            self._cut_short(written)
+            return False
+        self.size += written
+        return True
+
+    def _after_write(self) -> None:
+        if self._sync_each:
+            host.sync_data(self.descriptor)
+        self.problem = None
+        if self._backlog:
+            self.recover()
+        if self.size >= PART_BYTES:
+            self._rotate()
+
+    def _drop(self, error: OSError) -> None:
+        self.dropped += 1
+        if self.problem is None or self.descriptor >= 0:
+            self.problem = f"{error.strerror or error} ({self.folder})"
+
+    def _cut_short(self, written: int) -> None:
+        """Undo half a frame, as a full disk leaves it."""
+        try:
+            os.ftruncate(self.descriptor, self.size)
+        except OSError:
+            self.size += written  # the reader skips it as damaged
+        self._drop(OSError(28, "no space left on the disk"))
+
+    def _rotate(self) -> None:
+        old = self.descriptor
+        self.part += 1
+        self.waiting_parts += 1
+        if self._may_open():
+            try:
+                self._open_part()
+            except OSError as error:
+                self._drop(error)
+                self.dropped -= 1
+                self.descriptor = -1
+        os.close(old)
+
+    def _may_open(self) -> bool:
+        if self.waiting_parts * PART_BYTES < self._limit_bytes:
+            return True
+        self.descriptor = -1
+        self.problem = f"more than {self._limit_bytes >> 20} MiB wait for the store"
+        return False
+
+    def _open_part(self) -> None:
+        path = part_path(self.folder, self.writer, self.part)
+        temporary = path.with_suffix(".new")
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o644)
+        try:
+            host.lock(descriptor)
+            os.write(descriptor, MAGIC)
+            self.descriptor, self.size = descriptor, len(MAGIC)
+            first = self.next_seq
+            header = self._facts | {"writer": self.writer, "part": self.part, "first": first}
+            if not self._append(HEADER, 0, self._take_seq(), json.dumps(header).encode()):
+                raise OSError(28, self.problem)
+            os.rename(temporary, path)
+        except OSError:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+            self.descriptor = -1
+            raise
+        while len(self.first_seqs) <= self.part:
+            self.first_seqs.append(first)

@@ -1,0 +1,327 @@
+"""The recording side of a process: one writer, one journal, one thread that drains it.
+
+Knows journals, sinks and the life of the process (threads, forks, exit); not what a run is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tachograph import host, registry
+from tachograph.config import Config
+from tachograph.drain import Sink, drain_orphans
+from tachograph.identity import Identity, read_identity
+from tachograph.journal import JournalWriter, SeriesHandle, part_path
+from tachograph.journal_reader import list_parts
+from tachograph.records import Row, Series, uuid7
+from tachograph.warning import forget_warnings, say, warn_once
+
+TICK_SECONDS = 1.0
+
+
+class Recorder:
+    """Records rows and points of this process for the stores of one configuration.
+
+    Opens its journal with the first record, in whichever process that is: a forked child gets
+    a writer and a journal of its own.
+
+    Parameters
+    ----------
+    config : Config
+        Stores, journal and durability.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder: Path = registry.journal_folder(config.backend, config.journal)
+        self.identity: Identity = read_identity()
+        self._lock = threading.RLock()
+        self._journal: JournalWriter | None = None
+        self._drain: _Drain | None = None
+        self._background: list[Callable[[], None]] = []
+        self.each_tick: list[Callable[[], None]] = []
+        _recorders.add(self)
+
+    # ------------------------------------------------------------------ recording
+
+    @property
+    def journal(self) -> JournalWriter:
+        """The journal of this process, opened on first use; OSError where it cannot be."""
+        return self._journal or self._open()
+
+    @property
+    def writer(self) -> str:
+        """Id of this process as a writer."""
+        return self.journal.writer
+
+    def series(self, series: Series) -> SeriesHandle:
+        """Announce a series of points."""
+        return self.journal.series(series)
+
+    def rows(self, table: str, rows: Sequence[Row]) -> None:
+        """Record rows of a keyed or growing table; keyed ones get their `changed_at`."""
+        self.journal.append_rows(table, rows)
+
+    def now_us(self) -> int:
+        """The clock of the record, µs since 1970."""
+        return self.journal.now_us()
+
+    def in_background(self, task: Callable[[], None]) -> None:
+        """Run `task` on the drain thread, soon."""
+        self._background.append(task)
+        self._wake()
+
+    def set_rank(self, rank: int, local_rank: int, world_size: int) -> None:
+        """Say which rank this process is, where a framework and not a launcher knows it."""
+        identity = self.identity.with_rank(rank, local_rank, world_size)
+        if identity != self.identity:
+            self.identity = identity
+            if self._journal is not None:
+                self._record_writer(self._journal)
+
+    # ------------------------------------------------------------------ draining
+
+    def seal(self) -> None:
+        """Ask the drain thread to bring everything into the stores now; returns at once."""
+        drain = self._drain
+        if drain is not None:
+            drain.seal_wanted = True
+            drain.wake.set()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Return when all records so far are in all stores; False after `timeout` seconds."""
+        drain = self._drain
+        if drain is None or self._journal is None:
+            return True
+        return drain.flush(self._journal.next_seq, timeout)
+
+    def close(self, deadline: float | None = None) -> bool:
+        """Drain what is left and end this writer; False where something had to stay behind."""
+        with self._lock:
+            journal, drain = self._journal, self._drain
+            self._journal = self._drain = None
+        if journal is None or drain is None:
+            return True
+        journal.close()
+        done = drain.finish(self.config.record.exit_deadline if deadline is None else deadline)
+        if journal.dropped:
+            say(f"{journal.dropped} records were dropped: {journal.problem}")
+        if done and not drain.alive:
+            for part in list_parts(self.folder, journal.writer):
+                part_path(self.folder, journal.writer, part).unlink(missing_ok=True)
+        return done
+
+    def forget(self) -> None:
+        """In a forked child: start anew as another writer."""
+        self._lock = threading.RLock()
+        journal, self._journal, self._drain = self._journal, None, None
+        self._background = []
+        if journal is not None:
+            journal.forget()
+
+    # ------------------------------------------------------------------ inside
+
+    def _open(self) -> JournalWriter:
+        with self._lock:
+            if self._journal is None:
+                facts = {
+                    "sinks": list(self.config.backend),
+                    "host": host.host_name(),
+                    "pid": os.getpid(),
+                    "pid_started": host.process_started(os.getpid()),
+                    "boot_id": host.boot_id(),
+                }
+                journal = JournalWriter(
+                    self.folder,
+                    uuid7(),
+                    facts,
+                    sync_each=self.config.record.durability == "call",
+                    limit_bytes=self.config.journal_limit,
+                )
+                self._record_writer(journal)
+                self._drain = _Drain(self, journal)
+                self._journal = journal
+            return self._journal
+
+    def _record_writer(self, journal: JournalWriter) -> None:
+        identity, now = self.identity, journal.now_us()
+        row: Row = {
+            "writer": journal.writer,
+            "host": host.host_name(),
+            "pid": os.getpid(),
+            "pid_started": host.process_started(os.getpid()),
+            "boot_id": host.boot_id(),
+            "rank": identity.rank,
+            "local_rank": identity.local_rank,
+            "world_size": identity.world_size,
+            "attempt": identity.restarts + 1,
+            "started_at": now,
+            "heartbeat_at": now,
+            "changed_at": now,
+        }
+        journal.append_rows("writers", [row])
+
+    def _wake(self) -> None:
+        if self._drain is not None:
+            self._drain.wake.set()
+
+    def take_background(self) -> list[Callable[[], None]]:
+        """The tasks that wait for the drain thread."""
+        tasks, self._background = self._background, []
+        return tasks
+
+
+class _Drain:
+    """The thread of a recorder; it holds no lock while it works."""
+
+    def __init__(self, recorder: Recorder, journal: JournalWriter) -> None:
+        self.wake = threading.Event()
+        self.seal_wanted = False
+        self._recorder = recorder
+        self._journal = journal
+        self._sinks = [
+            Sink(url, recorder.folder, journal.writer, journal.now_us)
+            for url in recorder.config.backend
+        ]
+        self._stop = False
+        self._progress = threading.Condition()
+        self._sealed_seq = 0
+        self._synced_seq = 0
+        self._orphans_drained = False
+        self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    def flush(self, seq: int, timeout: float | None) -> bool:
+        """Wait until every store has the records before `seq`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._progress:
+            while min((s.confirmed for s in self._sinks), default=seq) < seq and self.alive:
+                self.seal_wanted = True
+                self.wake.set()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._progress.wait(0.1 if left is None else min(left, 0.1))
+        return True
+
+    def finish(self, deadline: float) -> bool:
+        """Drain everything, stop the thread; False where a store did not take all in time."""
+        self._stop = True
+        self.wake.set()
+        self._thread.join(deadline)
+        done = all(sink.confirmed >= self._journal.next_seq for sink in self._sinks)
+        if not done:
+            waiting = [sink.url for sink in self._sinks if sink.confirmed < self._journal.next_seq]
+            say(
+                f"not everything has reached {', '.join(waiting)} yet; it is safe in "
+                f"{self._recorder.folder} and sent by the next run there, or by `tachograph sync`"
+            )
+        return done
+
+    def _work(self) -> None:
+        while True:
+            self.wake.wait(TICK_SECONDS)
+            self.wake.clear()
+            stop = self._stop
+            try:
+                self._tick(stop)
+            except Exception as error:
+                warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
+            with self._progress:
+                self._progress.notify_all()
+            if stop:
+                for sink in self._sinks:
+                    sink.close()
+                return
+
+    def _tick(self, stop: bool) -> None:
+        journal, recorder = self._journal, self._recorder
+        if not stop:
+            for task in recorder.take_background():
+                _run_task(task)
+            for task in tuple(recorder.each_tick):
+                _run_task(task)
+            self._look_after(journal)
+        self._sync(journal)
+        seal, self.seal_wanted = self.seal_wanted or stop, False
+        for sink in self._sinks:
+            sink.step(seal=seal)
+        if journal.waiting_parts:
+            journal.delete_parts(min((s.confirmed for s in self._sinks), default=0))
+        if not self._orphans_drained and not stop:
+            self._orphans_drained = True
+            drain_orphans(recorder.folder, recorder.config.backend)
+
+    def _look_after(self, journal: JournalWriter) -> None:
+        journal.check_clock()
+        if journal.dropped:
+            warn_once(f"records are dropped: {journal.problem}", key=f"drop {journal.folder}")
+        with contextlib.suppress(OSError):
+            journal.recover()
+        if journal.is_unlinked():
+            warn_once(
+                f"the journal in {journal.folder} was deleted; this run is no longer recorded",
+                key=f"unlinked {journal.folder}",
+            )
+            journal.discard("the journal was deleted")
+
+    def _sync(self, journal: JournalWriter) -> None:
+        if self._recorder.config.record.durability == "1s" and journal.next_seq > self._synced_seq:
+            seq = journal.next_seq
+            with contextlib.suppress(OSError):
+                journal.sync()
+                self._synced_seq = seq
+
+
+def _run_task(task: Callable[[], None]) -> None:
+    try:
+        task()
+    except Exception as error:
+        warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
+
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_by_destination: dict[tuple[Any, ...], Recorder] = {}
+_lock = threading.Lock()
+
+
+def get_recorder(config: Config) -> Recorder:
+    """The recorder of this process for a configuration's stores; made on first use."""
+    key = (config.backend, config.journal, config.record.durability)
+    with _lock:
+        recorder = _by_destination.get(key)
+        if recorder is None:
+            recorder = _by_destination[key] = Recorder(config)
+        return recorder
+
+
+def close_all() -> None:
+    """Drain and end every recorder of this process; it opens anew when used again."""
+    for recorder in list(_recorders):
+        recorder.close()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    forget_warnings()
+    for recorder in list(_recorders):
+        recorder.forget()
+
+
+if host.can_record():
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(close_all)
