@@ -1,0 +1,290 @@
+"""Every setting: its key, the values it takes, its default and what it means.
+
+Knows neither files nor the environment; `config.py` brings the values.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tachograph.registry import resolve_url
+
+DEFAULT_BACKEND = "sqlite:///.tachograph/runs.sqlite"
+
+# ---------------------------------------------------------------------------- kinds of values
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of value.
+
+    Attributes
+    ----------
+    name : str
+        What is expected, in words: '... must be <name>'.
+    parse : callable
+        From a value as TOML has it, and the folder that relative paths start from, to the
+        checked value; ValueError where it is not usable.
+    read : callable
+        From the text of an environment variable to a value as TOML has it.
+    choices : tuple of str
+        All values, where there are only a few.
+    """
+
+    name: str
+    parse: Callable[[Any, Path], Any]
+    read: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+
+
+def _text(value: Any, folder: Path) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+def _tag(value: Any, folder: Path) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        raise ValueError
+    return str(value)
+
+
+def _path(value: Any, folder: Path) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return os.path.normpath(folder / os.path.expanduser(_text(value, folder)))
+
+
+def _urls(value: Any, folder: Path) -> tuple[str, ...]:
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError
+    urls = [resolve_url(_text(url, folder), folder, bare_path=False) for url in given]
+    return tuple(dict.fromkeys(urls))
+
+
+def _boolean(value: Any, folder: Path) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True)
+_WORDS |= dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+def read_boolean(text: str) -> bool:
+    """What a word such as 'on' or '0' says; ValueError for others."""
+    try:
+        return _WORDS[text.strip().lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+def _interval(value: Any, folder: Path) -> str | int:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError
+    result: str | int = value
+    return result
+
+
+def _read_interval(text: str) -> str | int:
+    return text if text == "auto" else int(text)
+
+
+def _read_pairs(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if not all(equals and key.strip() for key, equals, _ in pairs):
+        raise ValueError
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)")
+_UNITS = {"B": 1} | {f"{letter}iB": 1 << 10 * n for n, letter in enumerate("KMGT", 1)}
+_UNITS |= {f"{letter}B": 1000**n for n, letter in enumerate("kMGT", 1)}
+
+
+def _size(value: Any, folder: Path) -> int:
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError
+        value = int(float(match[1]) * _UNITS[match[2]])
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError
+    return value
+
+
+def _read_size(text: str) -> str | int:
+    return int(text) if text.strip().isdecimal() else text
+
+
+def _number(name: str, holds: Callable[[float], bool]) -> Kind:
+    def parse(value: Any, folder: Path) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError
+        if not math.isfinite(value) or not holds(value):
+            raise ValueError
+        return float(value)
+
+    return Kind(name, parse, float)
+
+
+def _choice(*choices: str) -> Kind:
+    def parse(value: Any, folder: Path) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError
+        return value
+
+    return Kind(f"one of {', '.join(map(repr, choices))}", parse, choices=choices)
+
+
+_BOOLEAN = Kind("true or false", _boolean, read_boolean)
+_LEVELS = _choice("off", "stats", "full")
+
+
+# ---------------------------------------------------------------------------- the settings
+
+
+@dataclass(frozen=True, slots=True)
+class RecordConfig:
+    """What is recorded and how: the table ``[record]``. `SETTINGS` says what each key means."""
+
+    weights: str = "stats"
+    gradients: str = "stats"
+    every: str | int = "auto"
+    budget: float = 0.02
+    durability: str = "1s"
+    code: str = "snapshot"
+    on_error: str = "warn"
+    console: bool = False
+    system: bool = True
+    system_interval: float = 10.0
+    checkpoints: str = "reference"
+    exit_deadline: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the config file.
+
+    Attributes
+    ----------
+    key : str
+        Dotted key, such as 'record.every'.
+    kind : Kind
+        What values it takes.
+    default : Any
+        Value where nothing else is said, as the file would have it.
+    help : str
+        One sentence.
+    """
+
+    key: str
+    kind: Kind
+    default: Any
+    help: str
+
+    @property
+    def type(self) -> str:
+        """What values it takes, in words."""
+        return self.kind.name
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All values, where there are only a few; else empty."""
+        return self.kind.choices
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "TACHOGRAPH_" + self.key.replace(".", "_").upper()
+
+
+def _record(name: str, kind: Kind, text: str) -> Setting:
+    return Setting(f"record.{name}", kind, getattr(RecordConfig(), name), text)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("project", Kind("text", _text), None, "Project that runs belong to."),
+    Setting(
+        "backend",
+        Kind("the URL of a store, or a list of several", _urls, _read_list),
+        DEFAULT_BACKEND,
+        "Where runs are stored; several stores each receive everything.",
+    ),
+    Setting("user", Kind("text", _text), None, "Author of the runs; else the login name."),
+    Setting(
+        "tags",
+        Kind("text, a number, true or false", _tag, _read_pairs),
+        MappingProxyType({}),
+        "Tags of every run.",
+    ),
+    Setting(
+        "journal",
+        Kind("a folder", _path),
+        None,
+        "Folder of the journals; else beside the first local store.",
+    ),
+    Setting(
+        "journal_limit",
+        Kind("bytes, as a whole number or as in '10 GiB'", _size, _read_size),
+        "100 GiB",
+        "Journal bytes that may wait for a store before records are dropped.",
+    ),
+    _record("weights", _LEVELS, "What to record of weights; full adds snapshots."),
+    _record("gradients", _LEVELS, "What to record of gradients; full adds snapshots."),
+    _record(
+        "every",
+        Kind("'auto' or a whole number above 0", _interval, _read_interval),
+        "Steps between records of tensors; auto keeps to the budget.",
+    ),
+    _record(
+        "budget",
+        _number("a number above 0, at most 1", lambda value: 0 < value <= 1),
+        "Share of the training time that recording may take.",
+    ),
+    _record(
+        "durability",
+        _choice("process", "1s", "call"),
+        "What survives a power cut: what the system wrote by itself, all but the last second,"
+        " or every call. The end of the process loses nothing either way.",
+    ),
+    _record(
+        "code",
+        _choice("snapshot", "allow", "refuse"),
+        "Uncommitted work: record the difference, say only that there is some, or do not start.",
+    ),
+    _record("on_error", _choice("warn", "raise"), "Whether recording may ever stop a training."),
+    _record("console", _BOOLEAN, "Keep what the run prints."),
+    _record("system", _BOOLEAN, "Record use of CPU, GPU and memory."),
+    _record(
+        "system_interval",
+        _number("seconds above 0", lambda value: value > 0),
+        "Seconds between the points of CPU, GPU and memory.",
+    ),
+    _record(
+        "checkpoints",
+        _choice("reference", "copy"),
+        "Checkpoints and models that the framework saves: keep path and hash, or the file too.",
+    ),
+    _record(
+        "exit_deadline",
+        _number("seconds, 0 or more", lambda value: value >= 0),
+        "Seconds that the last transfer to the stores may take at exit.",
+    ),
+)
+"""Every setting, in the order of the documentation."""
