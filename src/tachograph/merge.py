@@ -143,7 +143,8 @@ def select(query: Query, rows: Iterable[Row]) -> Table:
 
 
 @lru_cache
-def _like(pattern: str) -> re.Pattern[str]:
+def like_pattern(pattern: str) -> re.Pattern[str]:
+    """What SQL's LIKE accepts, case-sensitive: `%` is any text, `_` any character."""
     wild = {"%": ".*", "_": "."}
     return re.compile("".join(wild.get(c, re.escape(c)) for c in pattern), re.DOTALL)
 
@@ -156,7 +157,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "in": lambda value, wanted: value in wanted,
-    "like": lambda value, wanted: _like(wanted).fullmatch(value) is not None,
+    "like": lambda value, wanted: like_pattern(wanted).fullmatch(value) is not None,
 }
 
 
