@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from tachograph.testing.keyed_laws import KeyedLaws
+from tachograph.testing.query_laws import QueryLaws
+from tachograph.testing.summaries_laws import SummaryLaws
 from tachograph.testing.values_laws import ValueLaws
 from tachograph.testing.write_laws import WriteLaws
 
 
-class BackendContract(WriteLaws, ValueLaws):
+class BackendContract(WriteLaws, ValueLaws, KeyedLaws, SummaryLaws, QueryLaws):
     """The laws that every backend and every wrapper obeys; subclass it in a test file.
 
     ::
