@@ -132,14 +132,14 @@ def load_config(
     variables = tuple((name, text) for name in _BY_VARIABLE if (text := environ.get(name)))
     if isinstance(config, Mapping):
         file = None
-        stated = _layer(config, lambda key: Origin("config"), folder)
+        stated = _layer(config, _always(Origin("config")), folder)
         values = _defaults(folder) | stated | _environment(variables, folder)
     else:
         file = _find_file(config or environ.get("TACHOGRAPH_CONFIG"), folder)
         values = _from_file(file, folder, variables)
     if arguments:
         full = {_full_key(key): value for key, value in arguments.items()}
-        values = values | _layer(full, lambda key: Origin("argument"), folder)
+        values = values | _layer(full, _always(Origin("argument")), folder)
     return _build(values, file)
 
 
@@ -191,7 +191,7 @@ def _from_file(
 def _defaults(folder: Path) -> _Layer:
     origin = Origin("default")
     values: _Layer = {s.key: (None, origin) for s in SETTINGS if s.key not in _TABLES}
-    return values | _layer({s.key: s.default for s in SETTINGS}, lambda key: origin, folder)
+    return values | _layer({s.key: s.default for s in SETTINGS}, _always(origin), folder)
 
 
 def _environment(variables: tuple[tuple[str, str], ...], folder: Path) -> _Layer:
@@ -202,8 +202,12 @@ def _environment(variables: tuple[tuple[str, str], ...], folder: Path) -> _Layer
             value = setting.kind.read(text)
         except ValueError:
             raise _unusable(setting.key, text, setting, origin) from None
-        layer |= _layer({setting.key: value}, lambda key, origin=origin: origin, folder)
+        layer |= _layer({setting.key: value}, _always(origin), folder)
     return layer
+
+
+def _always(origin: Origin) -> Callable[[str], Origin]:
+    return lambda key: origin
 
 
 def _full_key(key: str) -> str:

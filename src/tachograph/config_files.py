@@ -220,18 +220,8 @@ def _read_yaml(path: Path, text: str) -> ConfigFile:
             " or write a tachograph.toml"
         ) from error
 
-    class Loader(yaml.SafeLoader):
-        """YAML 1.2's booleans: 'off' stays the text that `record.weights` takes."""
-
-        yaml_implicit_resolvers = {  # noqa: RUF012 - the name and type are PyYAML's
-            first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-    )
-    loader = Loader(text)
+    loader = yaml.SafeLoader(text)
+    loader.yaml_implicit_resolvers = _yaml_resolvers(loader.yaml_implicit_resolvers)
     try:
         node = loader.get_single_node()
         document = loader.construct_document(node) if node else {}
@@ -245,6 +235,15 @@ def _read_yaml(path: Path, text: str) -> ConfigFile:
     if not isinstance(document, Mapping):
         raise ConfigError(f"{path}, line 1: must be a mapping of settings")
     return ConfigFile(path, document, dict(_yaml_lines(node, "")))
+
+
+def _yaml_resolvers(resolvers: Mapping[str, Any]) -> dict[str, Any]:
+    """The booleans of YAML 1.2: 'off' stays the text that `record.weights` takes."""
+    tag, words = "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE")
+    return {
+        first: [(name, words if name == tag else pattern) for name, pattern in pairs]
+        for first, pairs in resolvers.items()
+    }
 
 
 def _yaml_lines(node: Any, prefix: str) -> Iterator[tuple[str, int]]:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Not 9p and virtiofs: local sandboxes and virtual machines show them for disks of their own host.
-NETWORK_TYPES = frozenset(
-    "nfs nfs3 nfs4 cifs smb2 smb3 smbfs afpfs afs ncpfs webdav davfs lustre gpfs beegfs pvfs2 "
-    "orangefs panfs wekafs quobyte ceph glusterfs coda sshfs s3fs gcsfuse goofys blobfuse "
-    "blobfuse2 rclone juicefs alluxio mount-s3 mountpoint-s3 hdfs moosefs mfs seaweedfs".split()
-)
+# fmt: off
+NETWORK_TYPES = frozenset({
+    "afpfs", "afs", "alluxio", "beegfs", "blobfuse", "blobfuse2", "ceph", "cifs", "coda", "davfs",
+    "gcsfuse", "glusterfs", "goofys", "gpfs", "hdfs", "juicefs", "lustre", "mfs", "moosefs",
+    "mount-s3", "ncpfs", "nfs", "nfs3", "nfs4", "orangefs", "panfs", "pvfs2", "quobyte", "rclone",
+    "s3fs", "seaweedfs", "smb2", "smb3", "smbfs", "sshfs", "webdav", "wekafs",
+})
+# fmt: on
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _BSD_LINE = re.compile(r"^.* on (?P<point>/.*) \((?P<type>[^,)]+)[^()]*\)$")
 
@@ -53,7 +56,7 @@ def _ask_mount() -> str:
     import subprocess
 
     try:  # lists the kernel's table; does not touch the mounts, so a dead server cannot block it
-        return subprocess.run(["/sbin/mount"], capture_output=True, text=True, timeout=5).stdout
+        return subprocess.check_output(["/sbin/mount"], text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return ""
 
