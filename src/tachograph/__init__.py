@@ -1,3 +1,41 @@
-"""Drop-in callbacks that record training runs into open tables."""
+"""Drop-in callbacks that record training runs into open tables.
+
+Importing this package loads the standard library only. `tachograph.callbacks` has the callbacks
+of the frameworks, `tachograph.backends` the stores.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tachograph.current import current_run
+    from tachograph.query import open_store as open
+    from tachograph.run import Run, start_run
+    from tachograph.run import track_run as tracked
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Run": ("tachograph.run", "Run"),
+    "start_run": ("tachograph.run", "start_run"),
+    "tracked": ("tachograph.run", "track_run"),
+    "current_run": ("tachograph.current", "current_run"),
+    "open": ("tachograph.query", "open_store"),
+}
+
+__all__ = ["Run", "__version__", "current_run", "open", "start_run", "tracked"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tachograph' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -48,6 +48,7 @@ class Recorder:
         self._drain: _Drain | None = None
         self._background: list[Callable[[], None]] = []
         self.each_tick: list[Callable[[], None]] = []
+        self.dependents: weakref.WeakSet[Any] = weakref.WeakSet()
         _recorders.add(self)
 
     # ------------------------------------------------------------------ recording
@@ -75,7 +76,7 @@ class Recorder:
         return self.journal.now_us()
 
     def in_background(self, task: Callable[[], None]) -> None:
-        """Run `task` on the drain thread, soon."""
+        """Run `task` on the drain thread, soon, and before this process ends."""
         self._background.append(task)
         self._wake()
 
@@ -101,13 +102,15 @@ class Recorder:
         drain = self._drain
         if drain is None or self._journal is None:
             return True
-        return drain.flush(self._journal.next_seq, timeout)
+        return drain.flush(timeout)
 
     def close(self, deadline: float | None = None) -> bool:
         """Drain what is left and end this writer; False where something had to stay behind."""
         with self._lock:
             journal, drain = self._journal, self._drain
             self._journal = self._drain = None
+        for dependent in list(self.dependents):
+            dependent.rebind()
         if journal is None or drain is None:
             return True
         journal.close()
@@ -123,9 +126,11 @@ class Recorder:
         """In a forked child: start anew as another writer."""
         self._lock = threading.RLock()
         journal, self._journal, self._drain = self._journal, None, None
-        self._background = []
+        self._background, self.each_tick = [], []
         if journal is not None:
             journal.forget()
+        for dependent in list(self.dependents):
+            dependent.rebind()
 
     # ------------------------------------------------------------------ inside
 
@@ -173,10 +178,16 @@ class Recorder:
         if self._drain is not None:
             self._drain.wake.set()
 
-    def take_background(self) -> list[Callable[[], None]]:
-        """The tasks that wait for the drain thread."""
-        tasks, self._background = self._background, []
-        return tasks
+    def work_off_background(self) -> None:
+        """Run the tasks that wait; for the drain thread."""
+        while self._background:
+            _run_task(self._background[0])
+            self._background.pop(0)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether a task waits or runs."""
+        return bool(self._background)
 
 
 class _Drain:
@@ -204,11 +215,14 @@ class _Drain:
         """Whether the thread still runs."""
         return self._thread.is_alive()
 
-    def flush(self, seq: int, timeout: float | None) -> bool:
-        """Wait until every store has the records before `seq`."""
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until every store has all that was recorded and gathered so far."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        target = self._journal.next_seq
         with self._progress:
-            while min((s.confirmed for s in self._sinks), default=seq) < seq and self.alive:
+            while self.alive and (self._recorder.has_background or self._confirmed() < target):
+                if not self._recorder.has_background:
+                    target = max(target, self._journal.next_seq)
                 self.seal_wanted = True
                 self.wake.set()
                 left = None if deadline is None else deadline - time.monotonic()
@@ -216,6 +230,9 @@ class _Drain:
                     return False
                 self._progress.wait(0.1 if left is None else min(left, 0.1))
         return True
+
+    def _confirmed(self) -> int:
+        return min((sink.confirmed for sink in self._sinks), default=self._journal.next_seq)
 
     def finish(self, deadline: float) -> bool:
         """Drain everything, stop the thread; False where a store did not take all in time."""
@@ -249,9 +266,8 @@ class _Drain:
 
     def _tick(self, stop: bool) -> None:
         journal, recorder = self._journal, self._recorder
+        recorder.work_off_background()
         if not stop:
-            for task in recorder.take_background():
-                _run_task(task)
             for task in tuple(recorder.each_tick):
                 _run_task(task)
             self._look_after(journal)

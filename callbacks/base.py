@@ -1,0 +1,214 @@
+"""What all callbacks share: their keywords, opening and closing a run, and the guard of hooks.
+
+Knows `Run`, and no framework.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from tachograph.config import is_disabled
+from tachograph.current import current_run
+from tachograph.identity import announce_launch
+from tachograph.run import InertRun, Run, start_run, status_of
+from tachograph.warning import warn_once
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KEYWORDS = """
+    Parameters
+    ----------
+    run : Run or str, optional
+        The run to record into, or its id; never ended by the callback. By default the current
+        run takes the first fit inside it; any other fit starts a run of its own, as a child
+        where a run is current.
+    project, name : str, optional
+        Of a run that the callback starts.
+    tags : mapping or iterable of str, optional
+    params : mapping, optional
+        Configuration values to record beside those that the framework knows.
+    notes : str, optional
+        Recorded as a note.
+    config : path or mapping, optional
+        A config file, or a mapping of its shape.
+    weights, gradients : {'off', 'stats', 'full'}, optional
+        What to record of them; by default as configured.
+    every : int or 'auto', optional
+        Steps between records of weights and gradients.
+    data : Any, optional
+        Data to fingerprint where the framework does not show it.
+"""
+"""The keywords of every callback, for their docstrings."""
+
+
+class Recording:
+    """How one callback records: its keywords, and the run of the present fit.
+
+    Pickles and copies as keywords only, with the run that was current where it was made.
+
+    Attributes
+    ----------
+    run : Run or None
+        The run of the present or last fit in this process.
+    owned : bool
+        Whether this callback started `run`, and so ends it.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: Run | str | None = None,
+        project: str | None = None,
+        name: str | None = None,
+        tags: Any = None,
+        params: Mapping[str, Any] | None = None,
+        notes: str | None = None,
+        config: Any = None,
+        weights: str | None = None,
+        gradients: str | None = None,
+        every: int | str | None = None,
+        data: Any = None,
+    ) -> None:
+        self.given = run
+        self.project, self.name, self.tags, self.params = project, name, tags, params
+        self.notes, self.config, self.data = notes, config, data
+        self.weights, self.gradients, self.every = weights, gradients, every
+        self.run: Run | None = None
+        self.owned = False
+        self.around = None if is_disabled() else current_run()
+        announce_launch()
+
+    # ------------------------------------------------------------------ runs
+
+    @property
+    def active(self) -> bool:
+        """Whether a run is open for recording."""
+        return self.run is not None and self.run.is_open and not isinstance(self.run, InertRun)
+
+    def open(self, framework: str, *, kind: str = "run", resume_id: str | None = None) -> Run:
+        """Open the run of a fit that starts now, and make it `self.run`.
+
+        Parameters
+        ----------
+        framework : str
+            Name and version of what trains, such as 'xgboost 3.2.0'.
+        kind : str
+            Kind of a run that is started here.
+        resume_id : str, optional
+            Go on with that run as its next attempt, as a checkpoint says.
+        """
+        run = self._find(resume_id)
+        self.owned = run is None
+        if run is None:
+            run = self._start(framework, kind, resume_id)
+        else:
+            run.fits += 1
+            run.update(framework=framework)
+            self._describe(run)
+        if self.data is not None:
+            run.log_data(self.data)
+            self.data = None  # no reference to data stays behind
+        self.run = run
+        return run
+
+    def reopen(self) -> Run | None:
+        """The run of the last fit, to record an evaluation of it; None where there is none.
+
+        A run that this callback has ended takes points and events again, and stays ended.
+        """
+        return self.run
+
+    def close(self, status: str = "finished", error: BaseException | str | None = None) -> None:
+        """End the present run if it is this callback's; the stores get it in the background."""
+        if self.run is not None and self.owned:
+            self.run.finish(status, error, wait=False)
+
+    def fail(self, error: BaseException) -> None:
+        """End the present run with the exception that ended the fit."""
+        self.close(status_of(error), error)
+
+    def _find(self, resume_id: str | None) -> Run | None:
+        if is_disabled():
+            return InertRun()
+        if isinstance(self.given, Run):
+            return self.given
+        around = self._around()
+        if isinstance(self.given, str) and around is not None and around.run_id == self.given:
+            return around
+        if self.given is not None or resume_id is not None or around is None:
+            return None
+        return around if around.by_user and around.kind == "run" and not around.fits else None
+
+    def _around(self) -> Run | None:
+        """The run that is current now, else the one that was where the callback was made."""
+        around = current_run()
+        if around is None and self.around is not None and self.around.is_open:
+            around = self.around
+        return around
+
+    def _start(self, framework: str, kind: str, resume_id: str | None) -> Run:
+        given = self.given if isinstance(self.given, str) else None
+        return start_run(
+            project=self.project,
+            name=self.name,
+            tags=self.tags,
+            params=self.params,
+            notes=self.notes,
+            kind=kind,
+            framework=framework,
+            run_id=resume_id or given,
+            parent=None if resume_id else self._around(),
+            resume=resume_id is not None,
+            config=self.config,
+            by_user=False,
+            make_current=False,
+        )
+
+    def _describe(self, run: Run) -> None:
+        if self.name:
+            run.update(name=self.name)
+        if self.tags:
+            run.set_tags(self.tags)
+        if self.params:
+            run.log_params(self.params)
+        if self.notes:
+            run.note(self.notes)
+
+    # ------------------------------------------------------------------ problems and copies
+
+    def problem(self, error: Exception, where: str) -> None:
+        """Say once that a hook failed, or raise where the configuration says so."""
+        if self.run is not None:
+            self.run.report_problem(error, where)
+        else:
+            warn_once(f"{where}: {type(error).__name__}: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"run": None, "owned": False, "data": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
+        twin = Recording.__new__(Recording)
+        twin.__dict__.update(self.__getstate__() | {"data": self.data})
+        memo[id(self)] = twin
+        return twin
+
+
+def hook(method: F) -> F:
+    """Guard a hook: no exception of ours leaves it, and it does nothing where disabled.
+
+    The callback has its `Recording` as the attribute ``_recording``. The hook returns None
+    where it failed; a framework that wants something else back gets it from a hook that calls
+    a guarded method.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self._recording.problem(error, f"{type(self).__name__}.{method.__name__}")
+            return None
+
+    return call  # type: ignore[return-value]
