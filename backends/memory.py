@@ -84,8 +84,11 @@ class MemoryBackend:
         store = self._store
         if table == "cursors":
             return [{"writer": writer, "next": next_} for writer, next_ in store.cursors.items()]
-        written = store.rows | {"summaries": _summaries(store.rows["metrics"])}
-        written["writers"] = self._writers()
+        written = dict(store.rows)
+        if table == "summaries":
+            written["summaries"] = _summaries(store.rows["metrics"])
+        elif table == "writers":
+            written["writers"] = self._writers()
         if not raw:
             return view(table, written)
         return list(written["metrics" if table == "all_metrics" else table])
