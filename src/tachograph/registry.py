@@ -139,9 +139,10 @@ def backend_class(scheme: str) -> Callable[..., Backend]:
     module, _, name = _target(scheme).partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(_missing(scheme, error.name or str(error))) from error
     except (ImportError, AttributeError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not f"{module}.".startswith(f"{missing}."):
+            raise ConfigError(_missing(scheme, missing)) from error
         raise ConfigError(f"the {scheme} store ({module}:{name}) is broken: {error}") from error
     store: Callable[..., Backend] = found
     return store
