@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from tachograph.config import is_disabled
 from tachograph.current import current_run
 from tachograph.identity import announce_launch
-from tachograph.run import InertRun, Run, start_run, status_of
+from tachograph.run import Run, status_of
+from tachograph.start import InertRun, start_run
 from tachograph.warning import warn_once
 
 F = TypeVar("F", bound=Callable[..., Any])

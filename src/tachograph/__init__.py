@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tachograph.current import current_run
     from tachograph.query import open_store as open
-    from tachograph.run import Run, start_run
-    from tachograph.run import track_run as tracked
+    from tachograph.run import Run
+    from tachograph.start import start_run, tracked
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Run": ("tachograph.run", "Run"),
-    "start_run": ("tachograph.run", "start_run"),
-    "tracked": ("tachograph.run", "track_run"),
+    "start_run": ("tachograph.start", "start_run"),
+    "tracked": ("tachograph.start", "tracked"),
     "current_run": ("tachograph.current", "current_run"),
     "open": ("tachograph.query", "open_store"),
 }

@@ -6,10 +6,8 @@ No method raises into the training unless the configuration says ``on_error = "r
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
-import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -18,13 +16,13 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from tachograph import host, origin, redaction
-from tachograph.config import Config, is_disabled, load_config
+from tachograph.config import Config
 from tachograph.current import activate, current_run, deactivate, using
-from tachograph.errors import ConfigError, RecordError, TachographError
-from tachograph.identity import PARENT_VARIABLE, derived_id, new_run_id
+from tachograph.errors import RecordError
+from tachograph.identity import PARENT_VARIABLE
 from tachograph.journal import SeriesHandle
-from tachograph.records import Row, Series, check_run_id, now_us
 from tachograph.recorder import Recorder, get_recorder
+from tachograph.records import Row, Series, check_run_id
 from tachograph.values import canonical_json, flatten, plain
 from tachograph.warning import warn_once
 
@@ -32,8 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _USAGE = {"phase": "system"}
 _END_STATUSES = ("finished", "failed", "interrupted", "pruned")
-_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
-_ordinal = 0
+open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
@@ -89,7 +86,7 @@ class Run:
         self.run_id = check_run_id(run_id)
         self.parent = parent
         self.parent_id = parent.run_id if parent is not None else parent_id
-        self.root_id = root_id or (parent.root_id if parent is not None else run_id)
+        self.root_id: str = root_id or (parent.root_id if parent is not None else run_id)
         self.kind = kind
         self.name = name
         self.attempt = attempt
@@ -104,6 +101,8 @@ class Run:
         self._last_step = -1
         self._children = 0
         self._first_step_known = True
+        self._tried: Row = {}  # the attempt's row, as far as it is known
+        self._ticks: tuple[Callable[[], None], ...] = ()
         self._recorder.dependents.add(self)
 
     # ------------------------------------------------------------------ points
@@ -179,8 +178,7 @@ class Run:
         if any(isinstance(value, Mapping) for value in metrics.values()):
             raise RecordError("nested")  # the careful way joins the names
         if not self._first_step_known and step is not None:
-            self._first_step_known = True
-            self._rows("attempts", {"attempt": self.attempt, "first_step": step} | self._tried)
+            self.set_first_step(step)
         series = Series(
             self.run_id,
             tuple(metrics),
@@ -359,6 +357,8 @@ class Run:
 
     def child(self, kind: str = "run", name: str | None = None, **arguments: Any) -> Run:
         """Start a run that is part of this one; see `start_run` for the arguments."""
+        from tachograph.start import start_run
+
         arguments.setdefault("make_current", False)
         return start_run(kind=kind, name=name, parent=self, **arguments)
 
@@ -367,7 +367,11 @@ class Run:
         return using(self)
 
     def finish(
-        self, status: str = "finished", error: BaseException | str | None = None, *, wait: bool = True
+        self,
+        status: str = "finished",
+        error: BaseException | str | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
         """End the run. A second call does nothing.
 
@@ -383,7 +387,7 @@ class Run:
             return
         self.is_open = False
         deactivate(self)
-        _open_runs.discard(self)
+        open_runs.discard(self)
         self._end(status, error)
         if self.parent_id is None and os.environ.get(PARENT_VARIABLE) == self.run_id:
             del os.environ[PARENT_VARIABLE]
@@ -403,21 +407,24 @@ class Run:
             self._event("error", message or "", "error", _error_data(error))
         now = self._recorder.now_us()
         ended = {"status": status, "ended_at": now, "error": message}
-        self._rows("attempts", self._tried | ended | {"attempt": self.attempt})
+        self._rows("attempts", self._tried | ended)
         self._rows("runs", ended)
         for task in self._ticks:
             if task in self._recorder.each_tick:
                 self._recorder.each_tick.remove(task)
 
-    _tried: Row = {}  # the attempt's row as far as it is known; set by `_begin`
-    _ticks: tuple[Callable[[], None], ...] = ()
-
     @guarded
-    def _begin(self, row: Row, *, resumed: bool) -> None:
+    def begin(self, row: Row, *, resumed: bool) -> None:
+        """Record that the run starts; `row` has columns of the table `runs`."""
         recorder, now = self._recorder, self._recorder.now_us()
-        self._tried = {"started_at": now, "status": "running", "host": host.host_name()}
-        first = {"first_step": None if resumed else 0}
         self._first_step_known = not resumed
+        self._tried = {
+            "attempt": self.attempt,
+            "first_step": None if resumed else 0,
+            "started_at": now,
+            "status": "running",
+            "host": host.host_name(),
+        }
         run_row = {
             "parent_id": self.parent_id,
             "root_id": self.root_id,
@@ -429,14 +436,15 @@ class Run:
             "host": host.host_name(),
         }
         self._rows("runs", run_row | row)
-        self._rows("attempts", self._tried | first | {"attempt": self.attempt})
+        self._rows("attempts", self._tried)
         if self.parent_id is None:
             self._ticks = origin.begin(self, recorder)
 
     def set_first_step(self, step: int) -> None:
         """Say at which step this attempt goes on; without it the first logged step counts."""
         self._first_step_known = True
-        self._rows("attempts", self._tried | {"attempt": self.attempt, "first_step": int(step)})
+        self._tried["first_step"] = int(step)
+        self._rows("attempts", self._tried)
 
     def set_rank(self, rank: int, local_rank: int, world_size: int) -> None:
         """Say which rank of the training this process is; rank 0 owns the run's row."""
@@ -507,206 +515,13 @@ class Run:
         self.finish(status_of(error), error)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from tachograph.start import attach_run
+
         names = ("run_id", "kind", "name", "parent_id", "root_id", "attempt", "by_user")
         return attach_run, (self.config, {name: getattr(self, name) for name in names})
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} {self.kind} {'open' if self.is_open else 'ended'}>"
-
-
-class InertRun(Run):
-    """A run that records nothing: recording is switched off or impossible here."""
-
-    def __init__(self) -> None:
-        self.run_id = self.root_id = "disabled"
-        self.parent = self.parent_id = self.name = None
-        self.kind, self.attempt, self.fits = "run", 1, 0
-        self.by_user = self.is_open = True
-        self.config = load_config({})
-
-    def log(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-    log_params = set_tags = note = event = update = log  # type: ignore[assignment]
-    log_provenance = log_tensors = log_artifact = log_table = log  # type: ignore[assignment]
-    log_image = log_figure = log_data = set_first_step = set_rank = log  # type: ignore[assignment]
-    rebind = report_problem = log
-
-    def child(self, *_: Any, **__: Any) -> Run:
-        """Return a run as inert as this one."""
-        return InertRun()
-
-    def finish(self, *_: Any, **__: Any) -> None:
-        """End it."""
-        self.is_open = False
-        deactivate(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return InertRun, ()
-
-
-def start_run(
-    *,
-    project: str | None = None,
-    name: str | None = None,
-    tags: Mapping[str, Any] | Iterable[str] | None = None,
-    params: Mapping[str, Any] | None = None,
-    notes: str | None = None,
-    description: str | None = None,
-    hypothesis: str | None = None,
-    kind: str = "run",
-    framework: str | None = None,
-    run_id: str | None = None,
-    parent: Run | str | None = None,
-    resume: bool = False,
-    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    by_user: bool = True,
-    make_current: bool = True,
-) -> Run:
-    """Start a run and make it the current one.
-
-    Inside an open run it becomes that run's child. Use it as a context manager, or call
-    `Run.finish`; a run still open at exit ends as the process ends.
-
-    Parameters
-    ----------
-    project, name, description, hypothesis : str, optional
-        What a person should know it by.
-    tags : mapping or iterable of str, optional
-    params : mapping, optional
-        Configuration values; see `Run.log_params`.
-    notes : str, optional
-        Recorded as a note.
-    kind : str, default 'run'
-    framework : str, optional
-        Name and version of what trains.
-    run_id : str, optional
-        1 to 64 letters, digits, '_' or '-'. By default a UUIDv7, or for a rank of a launcher
-        an id that all ranks derive.
-    parent : Run or str, optional
-        The run it is part of; by default the current one.
-    resume : bool, default False
-        Go on with the run `run_id` as its next attempt.
-    config : path or mapping, optional
-        A config file, or a mapping of its shape.
-    by_user : bool, default True
-        False for a run that a callback starts.
-    make_current : bool, default True
-        Whether callbacks and `current_run` find it from now on.
-
-    Raises
-    ------
-    ConfigError
-        A setting is wrong.
-    RecordError
-        `run_id` is not usable.
-    """
-    if is_disabled():
-        return InertRun()
-    outer = parent if isinstance(parent, Run) else None
-    if parent is None and (run_id is None or not resume):
-        outer = current_run()
-    if isinstance(outer, InertRun):
-        return InertRun()
-    settings = _settings(config, project, outer)
-    if not host.can_record():
-        warn_once(host.UNSUPPORTED)
-        return InertRun()
-    if outer is None and settings.record.code == "refuse":
-        origin.refuse_uncommitted()
-    run = _make_run(settings, run_id, kind, name, outer, parent, resume, by_user)
-    row: Row = {
-        "project": settings.project or (None if run.parent_id else origin.default_project()),
-        "user": settings.user or origin.user_name(),
-        "framework": framework,
-        "description": description,
-        "hypothesis": hypothesis,
-    }
-    run._begin({k: v for k, v in row.items() if v is not None}, resumed=resume)
-    if run.parent_id is None and (all_tags := dict(settings.tags)):
-        run.set_tags(all_tags)
-    if tags:
-        run.set_tags(tags)
-    if params:
-        run.log_params(params)
-    if notes:
-        run.note(notes)
-    _open_runs.add(run)
-    if make_current:
-        activate(run)
-        if run.parent_id is None:
-            os.environ[PARENT_VARIABLE] = run.run_id
-    return run
-
-
-def _settings(config: Any, project: str | None, outer: Run | None) -> Config:
-    if outer is not None and config is None and project is None:
-        return outer.config
-    return load_config(config, arguments={"project": project})
-
-
-def _make_run(
-    config: Config,
-    run_id: str | None,
-    kind: str,
-    name: str | None,
-    outer: Run | None,
-    parent: Run | str | None,
-    resume: bool,
-    by_user: bool,
-) -> Run:
-    global _ordinal
-    recorder = get_recorder(config)
-    identity = recorder.identity
-    parent_id = parent if isinstance(parent, str) else None
-    if outer is None and parent_id is None and not identity.launched:
-        inherited = os.environ.get(PARENT_VARIABLE)
-        parent_id = inherited if inherited != run_id else None
-    if run_id is None:
-        if outer is not None and identity.launched:
-            run_id = derived_id(outer.run_id, f"child-{outer.next_child()}")
-        else:
-            run_id = new_run_id(identity, _ordinal)
-            _ordinal += outer is None
-    attempt = 1 + identity.restarts
-    if resume:
-        attempt = max(attempt, origin.last_attempt(config, run_id) + 1)
-    return Run(
-        config,
-        run_id,
-        kind=kind,
-        name=name,
-        parent=outer,
-        parent_id=parent_id,
-        root_id=origin.root_of(config, parent_id) if parent_id else None,
-        attempt=attempt,
-        owned=identity.rank == 0,
-        by_user=by_user,
-    )
-
-
-def attach_run(config: Config, facts: Mapping[str, Any]) -> Run:
-    """A run that another process started, for recording into it from here; never ends it."""
-    if is_disabled() or not host.can_record():
-        return InertRun()
-    for run in _open_runs:
-        if run.run_id == facts["run_id"]:
-            return run
-    return Run(config, owned=False, **facts)
-
-
-def track_run(**arguments: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: each call of the function is a run; see `start_run` for the arguments."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with start_run(**{"name": function.__name__} | arguments):
-                return function(*args, **kwargs)
-
-        return call
-
-    return decorate
 
 
 def status_of(error: BaseException | None) -> str:
@@ -744,26 +559,3 @@ def _join_names(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _names(tags: Iterable[str]) -> list[str]:
     return [tags] if isinstance(tags, str) else list(tags)
-
-
-@atexit.register
-def _finish_open_runs() -> None:
-    """End what is still open as the process ends: with its exception, or well."""
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    for run in sorted(_open_runs, key=lambda run: run.run_id, reverse=True):
-        run.finish(status_of(error), error, wait=False)
-
-
-__all__ = [
-    "ConfigError",
-    "InertRun",
-    "Run",
-    "TachographError",
-    "attach_run",
-    "current_run",
-    "guarded",
-    "now_us",
-    "start_run",
-    "status_of",
-    "track_run",
-]
