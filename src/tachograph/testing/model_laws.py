@@ -121,11 +121,12 @@ class ModelLaws(StoreFixtures):
         while waiting := [w for w in by_writer if cursors[w] < len(by_writer[w])]:
             writer = data.draw(st.sampled_from(waiting))
             expected, records = cursors[writer], by_writer[writer]
-            first = data.draw(st.integers(max(0, expected - 3), expected))
-            last = data.draw(st.integers(first, len(records)))
+            first = max(0, expected - data.draw(st.integers(0, 3)))
+            last = min(len(records), expected + data.draw(st.integers(1, 12)))
             batch = batch_of(writer, first, records[first:last], prefix)
-            cursors[writer] = max(expected, last)
-            assert stores[-1].write(batch) == cursors[writer]
+            cursors[writer] = last
+            for _ in range(data.draw(st.sampled_from([1, 1, 2]))):
+                assert stores[-1].write(batch) == last
             if data.draw(st.integers(0, 5)) == 5:
                 stores[-1].close()
                 stores.append(self.open_backend(url, create=False))
