@@ -1,0 +1,266 @@
+"""Where a Parquet store keeps what, and how a file appears there whole or not at all.
+
+Knows the names of files and the encoding of columns, nothing about what rows mean.
+
+::
+
+    store/
+      views.sql                               the tables as SQL views, for the duckdb command
+      runs/<writer>-<first>-<last>.parquet    keyed tables lie flat: listing runs opens few files
+      metrics/root_id=<root>/<writer>-<first>-<last>.parquet   tables that only grow: by root run
+      files/<2 hex>/<sha256>                  artifacts by content
+      .tachograph/                            format version, cursors, heartbeats, temporary files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tachograph.errors import StoreError, StoreNotFound, StoreTooNew
+from tachograph.records import FORMAT_VERSION, TABLES, ColumnType, Row, TableSpec
+
+GROUP_ROWS = 65_536
+"""Rows in a row group: what a writer holds in memory, and what a reader of one series decodes."""
+
+NO_ROOT = "_"
+"""Partition of rows that belong to no run; its zero-row file makes every glob match."""
+
+TYPES: dict[ColumnType, pa.DataType] = {
+    "text": pa.string(),
+    "json": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+}
+SCHEMAS: dict[str, pa.Schema] = {
+    name: pa.schema([(column, TYPES[kind]) for column, kind in spec.columns.items()])
+    for name, spec in TABLES.items()
+}
+# Equal times of series side by side are compressed once, but only within a page; pyarrow before
+# it had the option had no limit in rows.
+_ONE_PAGE: dict[str, Any] = (
+    {"max_rows_per_page": GROUP_ROWS}
+    if "max_rows_per_page" in inspect.signature(pq.write_table).parameters
+    else {}
+)
+_SEGMENT = re.compile(r"(.+)-(\d+)-(\d+)\.parquet")
+
+
+@contextlib.contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Turn what pyarrow and the file system raise into StoreError."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+# ---------------------------------------------------------------------------- durable files
+
+
+@contextlib.contextmanager
+def appearing(path: Path, temporary_folder: Path) -> Iterator[Path]:
+    """Yield a temporary path; what was written there appears as `path`, durable and at once."""
+    temporary = temporary_folder / uuid.uuid4().hex
+    try:
+        yield temporary
+        _fsync(temporary)
+        make_folder(path.parent)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder so that a power cut does not undo it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_segment(path: Path, spec: TableSpec, schema: pa.Schema | None = None) -> pq.ParquetWriter:
+    """Open a writer with the encodings that are small and that every engine reads.
+
+    No ARROW:schema and no BYTE_STREAM_SPLIT: dictionary types break readers of several files,
+    and Spark before 4.3 cannot read the latter.
+    """
+    text = [name for name, kind in spec.columns.items() if kind in ("text", "json")]
+    integers = [name for name, kind in spec.columns.items() if kind == "int"]
+    return pq.ParquetWriter(
+        path,
+        schema or SCHEMAS[spec.name],
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=text,
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
+        store_schema=False,
+        **_ONE_PAGE,
+    )
+
+
+def rows_table(spec: TableSpec, rows: Sequence[Row]) -> pa.Table:
+    """Rows as an Arrow table; NaN becomes NULL, as in SQLite."""
+    columns = [_column([row.get(name) for row in rows], kind) for name, kind in spec.columns.items()]
+    return pa.Table.from_arrays(columns, schema=SCHEMAS[spec.name])
+
+
+def _column(values: list[Any], kind: ColumnType) -> pa.Array:
+    try:
+        return pa.array(values, TYPES[kind], from_pandas=True)
+    except (pa.ArrowException, TypeError, UnicodeError, OverflowError):
+        exact = [None if value is None else _coerce(value, kind) for value in values]
+        return pa.array(exact, TYPES[kind], from_pandas=True)
+
+
+def _coerce(value: Any, kind: ColumnType) -> Any:
+    if kind == "int":
+        return int(value)
+    if kind == "float":
+        return float(value)
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+# ---------------------------------------------------------------------------- the folder
+
+
+class Folder:
+    """The folder of one store: names, cursors and heartbeats.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute path of the store.
+    create : bool
+        Whether to make an absent store.
+
+    Raises
+    ------
+    StoreNotFound, StoreTooNew
+        Nothing is there, or it was written by a newer version.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.path = path
+        self.hidden = path / ".tachograph"
+        self.temporary = self.hidden / "tmp"
+        self._meta = self.hidden / "store.json"
+        with store_errors(path):
+            if not self._meta.is_file():
+                if not create:
+                    raise StoreNotFound(f"no Parquet store at {path}")
+                self._create()
+            version = json.loads(self._meta.read_bytes())["format_version"]
+        if version > FORMAT_VERSION:
+            raise StoreTooNew(
+                f"{path} has format version {version}, this Tachograph reads {FORMAT_VERSION}"
+            )
+
+    def _create(self) -> None:
+        for folder in (self.temporary, self.hidden / "cursors", self.hidden / "heartbeat"):
+            make_folder(folder)
+        for spec in TABLES.values():
+            with self.segment(self.partition(spec.name, NO_ROOT) / "schema.parquet", spec):
+                pass
+        self.put_json(self._meta, {"format_version": FORMAT_VERSION})  # last: the store is whole
+
+    # -- segments
+
+    def partition(self, table: str, root: str) -> Path:
+        """The folder of a root's segments of a table; keyed tables have one folder in all."""
+        folder = self.path / table
+        return folder / f"root_id={quote(root, safe='')}" if TABLES[table].grows else folder
+
+    @staticmethod
+    def segment_name(writer: str, first: int, last: int) -> str:
+        """File name of the records `first` to `last` of a writer."""
+        return f"{quote(writer, safe='')}-{first}-{last}.parquet"
+
+    @staticmethod
+    def parse_segment(name: str) -> tuple[str, int, int] | None:
+        """Undo `segment_name`, the writer still quoted; None for a merged or schema file."""
+        match = _SEGMENT.fullmatch(name)
+        return (match[1], int(match[2]), int(match[3])) if match else None
+
+    @contextlib.contextmanager
+    def segment(
+        self, path: Path, spec: TableSpec, schema: pa.Schema | None = None
+    ) -> Iterator[pq.ParquetWriter]:
+        """Write a segment that appears when the block ends without an error."""
+        with appearing(path, self.temporary) as temporary:
+            with open_segment(temporary, spec, schema) as writer:
+                yield writer
+
+    def covered(self, table: str, root: str, writer: str) -> int:
+        """First sequence number of `writer` behind all of its segments in a partition."""
+        names = os.listdir(folder) if (folder := self.partition(table, root)).is_dir() else []
+        parsed = (self.parse_segment(name) for name in names)
+        quoted = quote(writer, safe="")
+        return max((part[2] + 1 for part in parsed if part and part[0] == quoted), default=0)
+
+    def segments(self, table: str, roots: Sequence[str] | None = None) -> list[Path]:
+        """Paths of a table's segments, in order of their names, of all roots or of some."""
+        if not TABLES[table].grows:
+            folders = [self.path / table]
+        elif roots is None:
+            folders = sorted(entry for entry in (self.path / table).iterdir() if entry.is_dir())
+        else:
+            folders = [self.partition(table, root) for root in sorted(set(roots))]
+        return [
+            folder / name
+            for folder in folders
+            if folder.is_dir()
+            for name in sorted(os.listdir(folder))
+            if name.endswith(".parquet") and name != "schema.parquet"
+        ]
+
+    # -- small files
+
+    def put_json(self, path: Path, content: Any) -> None:
+        """Replace a small file by a JSON text, durable when this returns."""
+        with appearing(path, self.temporary) as temporary:
+            temporary.write_text(json.dumps(content))
+
+    def _cursor_path(self, writer: str) -> Path:
+        return self.hidden / "cursors" / quote(writer, safe="")
+
+    def read_cursor(self, writer: str) -> tuple[int, dict[str, str]]:
+        """The record expected next, and the root of each run of a batch that was not finished."""
+        try:
+            cursor = json.loads(self._cursor_path(writer).read_bytes())
+        except FileNotFoundError:
+            return 0, {}
+        return cursor["next"], cursor.get("roots", {})
+
+    def write_cursor(self, writer: str, following: int, roots: dict[str, str]) -> None:
+        """Set what `read_cursor` returns."""
+        content = {"next": following} | ({"roots": roots} if roots else {})
+        self.put_json(self._cursor_path(writer), content)
+
+    def touch_heartbeat(self, writer: str, time: int) -> None:
+        """Note when a writer was last seen alive (µs)."""
+        path = self.hidden / "heartbeat" / quote(writer, safe="")
+        path.touch()
+        os.utime(path, ns=(time * 1000, time * 1000))
