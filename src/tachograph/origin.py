@@ -10,7 +10,7 @@ import getpass
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from tachograph.values import canonical_json, plain
 
 if TYPE_CHECKING:
     from tachograph.config import Config
+    from tachograph.console import Console
     from tachograph.recorder import Recorder
     from tachograph.run import Run
+    from tachograph.usage import UsageSampler
 
 _AT_ONCE = ("seeds", "argv")
 _LATER = ("git", "packages", "python", "hardware", "environment")
@@ -32,8 +34,45 @@ _known: dict[str, Row] = {}
 _known_lock = threading.Lock()
 
 
-def begin(run: Run, recorder: Recorder) -> tuple[Callable[[], None], ...]:
-    """Record what a new root run comes from; return what to do for it each second.
+class Beside:
+    """What goes on beside a root run until it ends: samples of usage, the console."""
+
+    def __init__(self, run: Run, recorder: Recorder) -> None:
+        self._run = run
+        self._recorder = recorder
+        self._sampler: UsageSampler | None = None
+        self._console: Console | None = None
+        self._due = 0.0
+        settings = run.config.record
+        if settings.system:
+            from tachograph.usage import UsageSampler
+
+            self._sampler = UsageSampler()
+            self._due = time.monotonic() + min(1.0, settings.system_interval)
+        if settings.console:
+            from tachograph.console import Console
+
+            self._console = Console(run)
+        recorder.each_tick.append(self.tick)
+
+    def tick(self) -> None:
+        """Record what is due; called each second on the recorder's thread."""
+        if self._console is not None:
+            self._console.flush()
+        if self._sampler is not None and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._run.config.record.system_interval
+            self._run.log_usage(self._sampler.sample())
+
+    def close(self) -> None:
+        """Stop, and record what is left."""
+        if self.tick in self._recorder.each_tick:
+            self._recorder.each_tick.remove(self.tick)
+        if self._console is not None:
+            self._console.close()
+
+
+def begin(run: Run, recorder: Recorder) -> Beside:
+    """Record what a new root run comes from, and start what goes on beside it.
 
     Seeds are read now, because the training will move them; the rest is gathered on the
     recorder's thread.
@@ -44,11 +83,7 @@ def begin(run: Run, recorder: Recorder) -> tuple[Callable[[], None], ...]:
         run.log_provenance(section, document)
     if recorder.identity.rank == 0:
         recorder.in_background(lambda: _collect_later(run))
-    if not run.config.record.system:
-        return ()
-    ticks = (_usage_tick(run, recorder),)
-    recorder.each_tick.extend(ticks)
-    return ticks
+    return Beside(run, recorder)
 
 
 def _collect_later(run: Run) -> None:
@@ -64,21 +99,6 @@ def _collect_later(run: Run) -> None:
                 with _known_lock:
                     _known[section] = row
         run.record_rows("provenance", row)
-
-
-def _usage_tick(run: Run, recorder: Recorder) -> Callable[[], None]:
-    from tachograph.usage import UsageSampler
-
-    sampler = UsageSampler()
-    due = time.monotonic() + min(1.0, run.config.record.system_interval)
-
-    def sample() -> None:
-        nonlocal due
-        if time.monotonic() >= due and run.is_open:
-            due = time.monotonic() + run.config.record.system_interval
-            run.log_usage(sampler.sample())
-
-    return sample
 
 
 def provenance_row(section: str, document: Mapping[str, Any]) -> Row:

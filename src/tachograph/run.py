@@ -102,7 +102,7 @@ class Run:
         self._children = 0
         self._first_step_known = True
         self._tried: Row = {}  # the attempt's row, as far as it is known
-        self._ticks: tuple[Callable[[], None], ...] = ()
+        self._beside: origin.Beside | None = None
         self._recorder.dependents.add(self)
 
     # ------------------------------------------------------------------ points
@@ -351,7 +351,7 @@ class Run:
             document = origin.data_document(data, name)
             self.record_rows("provenance", origin.provenance_row(f"data.{name}", document))
 
-        self._recorder.in_background(fingerprint)
+        self.in_background(fingerprint)
 
     # ------------------------------------------------------------------ life
 
@@ -388,6 +388,8 @@ class Run:
         self.is_open = False
         deactivate(self)
         open_runs.discard(self)
+        if self._beside is not None:
+            self._beside.close()
         self._end(status, error)
         if self.parent_id is None and os.environ.get(PARENT_VARIABLE) == self.run_id:
             del os.environ[PARENT_VARIABLE]
@@ -409,9 +411,6 @@ class Run:
         ended = {"status": status, "ended_at": now, "error": message}
         self._rows("attempts", self._tried | ended)
         self._rows("runs", ended)
-        for task in self._ticks:
-            if task in self._recorder.each_tick:
-                self._recorder.each_tick.remove(task)
 
     @guarded
     def begin(self, row: Row, *, resumed: bool) -> None:
@@ -438,7 +437,7 @@ class Run:
         self._rows("runs", run_row | row)
         self._rows("attempts", self._tried)
         if self.parent_id is None:
-            self._ticks = origin.begin(self, recorder)
+            self._beside = origin.begin(self, recorder)
 
     def set_first_step(self, step: int) -> None:
         """Say at which step this attempt goes on; without it the first logged step counts."""
@@ -459,6 +458,10 @@ class Run:
         key = ("usage", *sample)
         handle = self._handles.get(key) or self._new_handle(key, sample, _USAGE, None)
         self._append(handle, None, None, sample.values())
+
+    def in_background(self, task: Callable[[], None]) -> None:
+        """Run a task beside the training, before the process ends."""
+        self._recorder.in_background(task)
 
     def next_child(self) -> int:
         """A number for the next child, the same in all ranks that start children alike."""

@@ -9,20 +9,32 @@ import warnings
 
 from tachograph.errors import TachographWarning
 
+_PACKAGE = __name__.partition(".")[0]
 _lock = threading.Lock()
 _said: set[str] = set()
 
 
 def warn_once(message: str, *, key: str | None = None) -> None:
-    """Warn with `message`, unless something with the same `key` was said in this process."""
+    """Warn with `message`, unless something with the same `key` was said in this process.
+
+    The warning names the line outside this package from which it came to this.
+    """
     with _lock:
         if (key or message) in _said:
             return
         _said.add(key or message)
     try:
-        warnings.warn(f"Tachograph: {message}", TachographWarning, stacklevel=3)
+        warnings.warn(f"Tachograph: {message}", TachographWarning, stacklevel=_outside())
     except TachographWarning:  # a filter made it an error: it must not reach the training
         say(message)
+
+
+def _outside() -> int:
+    """How many frames lie between `warn_once` and the first caller outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def say(message: str) -> None:
@@ -30,10 +42,11 @@ def say(message: str) -> None:
     try:
         os.write(2, f"tachograph: {message}\n".encode(errors="backslashreplace"))
     except OSError:
-        sys.stderr = sys.__stderr__
+        return
 
 
 def forget_warnings() -> None:
     """Let everything be said again; for tests and forked children."""
-    with _lock:
-        _said.clear()
+    global _lock
+    _lock = threading.Lock()
+    _said.clear()

@@ -1,0 +1,174 @@
+"""Files of a run: their hash and place, and where wanted their content, kept by content.
+
+Nothing is pickled. A copy goes to each store that keeps files; a reference is hashed beside the
+training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mimetypes
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tachograph import registry
+from tachograph.backends.base import SupportsArtifacts
+from tachograph.errors import RecordError
+from tachograph.records import Row
+from tachograph.values import plain
+
+if TYPE_CHECKING:
+    from tachograph.run import Run
+
+MAX_FILES = 10_000
+_CHUNK = 1 << 20
+
+
+def log_artifact(
+    run: Run, path: Path, name: str | None, *, kind: str, step: int | None, copy: bool
+) -> None:
+    """Record a file, or all files of a folder; see `Run.log_artifact`."""
+    path = path.expanduser().absolute()
+    if not path.exists():
+        raise RecordError(f"there is no file or folder {path}")
+    for file, label in _files(path, name or path.name):
+        if copy:
+            _copy(run, file, label, kind, step)
+        else:
+            run.in_background(_reference(run, file, label, kind, step))
+
+
+def _files(path: Path, name: str) -> Iterator[tuple[Path, str]]:
+    if path.is_file():
+        yield path, name
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if len(files) > MAX_FILES:
+        raise RecordError(f"{path} has {len(files)} files; at most {MAX_FILES} can be recorded")
+    for file in files:
+        yield file, f"{name}/{file.relative_to(path).as_posix()}"
+
+
+def _row(file: Path, label: str, kind: str, step: int | None) -> Row:
+    return {
+        "path": label,
+        "bytes": file.stat().st_size,
+        "media_type": mimetypes.guess_type(file.name)[0] or "application/octet-stream",
+        "kind": kind,
+        "step": step,
+        "uri": file.as_uri(),
+    }
+
+
+def _copy(run: Run, file: Path, label: str, kind: str, step: int | None) -> None:
+    row = _row(file, label, kind, step) | {"sha256": digest_of(file)}
+    uris = []
+    for url in run.config.backend:
+        backend = registry.open_backend(url, create=True)
+        try:
+            if isinstance(backend, SupportsArtifacts):
+                uris.append(backend.put_artifact(file, row["sha256"]))
+        finally:
+            backend.close()
+    run.record_rows("artifacts", row | ({"uri": uris[0]} if uris else {}))
+
+
+def _reference(run: Run, file: Path, label: str, kind: str, step: int | None) -> Any:
+    """A task that hashes a file and records where it is; the file may change later."""
+    row = _row(file, label, kind, step)
+
+    def record() -> None:
+        try:
+            digest: str | None = digest_of(file)
+        except OSError:  # a checkpoint that was replaced meanwhile
+            digest = None
+        run.record_rows("artifacts", row | {"sha256": digest})
+
+    return record
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file's content, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------- made from values
+
+
+def log_table(run: Run, name: str, table: Any, *, step: int | None) -> None:
+    """Keep rows as JSON Lines, which DuckDB, pandas and Polars read."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "table.jsonl")
+        with open(file, "w", encoding="utf-8") as stream:
+            for row in _rows_of(table):
+                stream.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+        _copy(run, file, _label(name, step, ".jsonl"), "table", step)
+
+
+def log_image(run: Run, name: str, image: Any, *, step: int | None) -> None:
+    """Keep an image as PNG, or as the file that it is."""
+    if isinstance(image, str | Path):
+        file = Path(image)
+        _copy(run, file, _label(name, step, file.suffix), "image", step)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "image.png")
+        _as_pillow(image).save(file)
+        _copy(run, file, _label(name, step, ".png"), "image", step)
+
+
+def log_figure(run: Run, name: str, figure: Any, *, step: int | None) -> None:
+    """Keep a figure of Matplotlib as PNG, of Plotly as HTML."""
+    with tempfile.TemporaryDirectory() as folder:
+        if hasattr(figure, "savefig"):
+            file = Path(folder, "figure.png")
+            figure.savefig(file)
+        elif hasattr(figure, "write_html"):
+            file = Path(folder, "figure.html")
+            figure.write_html(file)
+        else:
+            raise RecordError(f"{type(figure).__name__} is no figure of Matplotlib or Plotly")
+        _copy(run, file, _label(name, step, file.suffix), "figure", step)
+
+
+def _label(name: str, step: int | None, suffix: str) -> str:
+    return f"{name}{suffix}" if step is None else f"{name}/{step}{suffix}"
+
+
+def _rows_of(table: Any) -> Iterable[Mapping[str, Any]]:
+    if isinstance(table, Mapping):
+        columns = {name: list(values) for name, values in table.items()}
+        names = list(columns)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for method, arguments in (("to_pylist", ()), ("to_dicts", ()), ("to_dict", ("records",))):
+        if hasattr(table, method):
+            rows: Iterable[Mapping[str, Any]] = getattr(table, method)(*arguments)
+            return rows
+    rows = list(table)
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise RecordError("a table is a data frame, an Arrow table, columns, or a list of mappings")
+    return rows
+
+
+def _as_pillow(image: Any) -> Any:
+    if hasattr(image, "save") and hasattr(image, "mode"):
+        return image
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise RecordError("arrays are kept as images by Pillow: pip install pillow") from error
+    import numpy
+
+    array = numpy.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    if array.dtype.kind == "f":  # 0 to 1, as frameworks have it
+        array = (array.clip(0, 1) * 255).round()
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(array.astype("uint8"))
