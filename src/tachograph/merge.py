@@ -112,10 +112,11 @@ def _merge_series(rows: list[Row]) -> Row:
     last = max(rows, key=lambda row: (row["last_time"], row["writer"]))
     finite = [row for row in rows if row["finite"]]
     total = sum(row["finite"] for row in finite)
+    means = [row["mean"] * (row["finite"] / total) for row in finite if row["mean"] is not None]
     return last | {
         "min": min((row["min"] for row in finite), default=None),
         "max": max((row["max"] for row in finite), default=None),
-        "mean": sum(row["mean"] * (row["finite"] / total) for row in finite) if finite else None,
+        "mean": sum(means) if finite and len(means) == len(finite) else None,
         "count": sum(row["count"] for row in rows),
         "finite": total,
     }

@@ -410,6 +410,7 @@ class Summary:
     """Running summary of one series as one writer saw it.
 
     `minimum`, `maximum` and `mean` are over the finite values; `last` is the last value of all.
+    A mean whose sum is too large for a float is None.
     """
 
     last: float = math.nan
@@ -429,8 +430,8 @@ class Summary:
             finite = [value for value in values if math.isfinite(value)]
             total = _sum(finite)
         if finite:
-            self.minimum = min(self.minimum, min(finite))
-            self.maximum = max(self.maximum, max(finite))
+            low, high = min(finite), max(finite)
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self.total += total
         self.count += len(values)
         self.finite += len(finite)
@@ -446,7 +447,7 @@ class Summary:
             "last_time": self.last_time,
             "min": self.minimum if self.finite else None,
             "max": self.maximum if self.finite else None,
-            "mean": self.total / self.finite if self.finite else None,
+            "mean": self.total / self.finite if self.finite and math.isfinite(self.total) else None,
             "count": self.count,
             "finite": self.finite,
         }
@@ -454,7 +455,7 @@ class Summary:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Summary:
         """Undo `as_row`."""
-        finite = int(row["finite"])
+        finite, mean = int(row["finite"]), row["mean"]
         last = join_special(row["last"], row["special"])
         return cls(
             last=math.nan if last is None else last,
@@ -462,7 +463,7 @@ class Summary:
             last_time=row["last_time"],
             minimum=row["min"] if finite else math.inf,
             maximum=row["max"] if finite else -math.inf,
-            total=row["mean"] * finite if finite else 0.0,
+            total=(math.nan if mean is None else mean * finite) if finite else 0.0,
             count=int(row["count"]),
             finite=finite,
         )

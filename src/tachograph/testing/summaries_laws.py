@@ -57,6 +57,14 @@ class SummaryLaws(StoreFixtures):
         found = read(backend, "summaries", f"name {COLUMNS}", order=("name",))
         assert found[1] == ("never", 7.0, None, 5, 7.0, 7.0, 7.0, 6, 1)
 
+    def test_mean_whose_sum_is_no_float_is_null(self, backend: Backend) -> None:
+        """Values near the end of the range keep their extremes; the mean is not made up."""
+        for first in (0, 2):
+            block = make_block("r", {"loss": [1.5e308, 1.7e308]}, seqs=[first, first + 1])
+            backend.write(make_batch("w", first, blocks=[block]))
+            found = read(backend, "summaries", "min max mean count")
+            assert found == [(1.5e308, 1.7e308, None, first + 2)]
+
     @pytest.mark.parametrize("turned", [False, True])
     def test_last_is_the_latest_record_of_all_blocks(self, backend: Backend, turned: bool) -> None:
         """A metric logged alone and among others is one series; steps may go back."""
