@@ -1,0 +1,248 @@
+"""Reads a store as if what reachable journals still hold were in it already.
+
+Knows how rows merge; knows no journal: whoever makes a reader says where the tails come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tachograph.backends.base import Backend, Condition, Query, table_columns
+from tachograph.merge import (
+    SERIES,
+    matches,
+    merge_changes,
+    point_rows,
+    select,
+    view,
+    visible_points,
+)
+from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Summary
+from tachograph.table import Table
+
+Tails = Callable[[Mapping[str, int]], Iterable[Batch]]
+"""From what a store expects next of each writer to the batches that it does not have yet."""
+
+KEEP_SECONDS = 0.5
+"""How long tails that were read once are good for; drained in the meantime, they do no harm."""
+
+_TRIES = 3
+_AGAIN = "+"  # sorts behind the writer itself, so its last value wins a tie
+
+
+class LiveReader:
+    """Answers `read` as a backend does, with the tails of journals merged in.
+
+    Parameters
+    ----------
+    backend : Backend
+        The store; raw rows and cursors are read from it alone.
+    tails : callable, optional
+        Gives the batches that the store does not have yet. Without it the store is read as is.
+    """
+
+    def __init__(self, backend: Backend, tails: Tails | None = None) -> None:
+        self.backend = backend
+        self._tails = tails
+        self._batches: list[Batch] = []
+        self._read_at = float("-inf")
+
+    def read(self, query: Query) -> Table:
+        """Read rows; QueryError for an unknown table, column or operator."""
+        query.check()
+        if query.raw or query.table == "cursors" or not self._pending():
+            return self.backend.read(query)
+        for _ in range(_TRIES):
+            cursors = self._cursors()
+            table = self._merged(query, _Tail(self._batches, cursors))
+            if self._cursors() == cursors:  # else a drain came between; the parts do not fit
+                break
+        return table
+
+    def changes(self, table: str, run_ids: Sequence[str]) -> list[Row]:
+        """Every change of a keyed table to these runs, raw, from the store and the tails."""
+        rows = list(self.backend.read(Query(table, [_any_of(run_ids)], raw=True)))
+        if self._pending():
+            tail = _Tail(self._batches, self._cursors())
+            rows += [row for row in tail.rows(table) if row["run_id"] in set(run_ids)]
+        return rows
+
+    # ------------------------------------------------------------------ inside
+
+    def _pending(self) -> bool:
+        if self._tails is None:
+            return False
+        if time.monotonic() - self._read_at > KEEP_SECONDS:
+            self._batches = list(self._tails(Cursors(self.backend)))
+            self._read_at = time.monotonic()
+        return bool(self._batches)
+
+    def _cursors(self) -> dict[str, int]:
+        writers = sorted({batch.writer for batch in self._batches})
+        known = self.backend.read(Query("cursors", [Condition("writer", "in", writers)]))
+        return dict(zip(known["writer"], known["next"], strict=True))
+
+    def _merged(self, query: Query, tail: _Tail) -> Table:
+        if query.table in ("metrics", "all_metrics", "tensors", "events"):
+            return self._grown(query, tail)
+        return self._keyed(query, tail)
+
+    def _grown(self, query: Query, tail: _Tail) -> Table:
+        added = [
+            row
+            for row in tail.rows("metrics" if "metrics" in query.table else query.table, query)
+            if all(matches(row, condition) for condition in query.where)
+        ]
+        run_ids = tail.run_ids()
+        gone = self._gone(run_ids, tail)
+        if not added and not gone and not tail.rows("attempts"):
+            return self.backend.read(query)
+        stored = list(
+            self.backend.read(_wider(query, "run_id", "attempt", "step", "writer", "seq"))
+        )
+        # A store of files may show rows a moment before their cursor.
+        known = {(row["writer"], row["seq"]) for row in stored if row["writer"] in tail.writers}
+        rows = stored + [row for row in added if (row["writer"], row["seq"]) not in known]
+        if query.table == "metrics":
+            attempts = self._keyed(Query("attempts", [_any_of(run_ids)]), tail)
+            rows = visible_points(rows, attempts)
+        return select(query, [row for row in rows if row["run_id"] not in gone])
+
+    def _keyed(self, query: Query, tail: _Tail) -> Table:
+        spec = TABLES[query.table]
+        owner = spec.key[0]
+        same_key = [condition for condition in query.where if condition.column in spec.key]
+        changed = tail.summaries(query) if spec.name == "summaries" else tail.rows(spec.name)
+        run_ids = {row["run_id"] for row in tail.rows("runs")} if owner == "run_id" else set()
+        touched = sorted({row[owner] for row in changed} | run_ids)
+        same_owner = [condition for condition in query.where if condition.column == owner]
+        touched = [one for one in touched if all(matches({owner: one}, c) for c in same_owner)]
+        if not touched:
+            return self.backend.read(query)
+        wanted = [Condition(owner, "in", touched), *same_key]
+        raw = list(self.backend.read(Query(spec.name, wanted, raw=True)))
+        raw += changed
+        runs = self.changes("runs", touched) if owner == "run_id" else []
+        merged = view(spec.name, {"runs": runs, "attempts": [], spec.name: raw})
+        for row in merged:
+            row["writer"] = row["writer"].removesuffix(_AGAIN)
+        if spec.name == "writers":
+            merged = [row | tail.heartbeat(row) for row in merged]
+        stored = self.backend.read(_wider(query, owner))
+        again = set(touched)
+        rows = [row for row in stored if row[owner] not in again]
+        return select(query, [*rows, *merged])
+
+    def _gone(self, run_ids: Sequence[str], tail: _Tail) -> set[str]:
+        stored = self.backend.read(Query("runs", [_any_of(run_ids)], raw=True))
+        merged = merge_changes(TABLES["runs"], [*stored, *tail.rows("runs")])
+        return {row["run_id"] for row in merged if row["deleted"]}
+
+
+class Cursors(Mapping[str, int]):
+    """What a store expects next from each writer, looked up when asked for."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getitem__(self, writer: str) -> int:
+        known = self._backend.read(Query("cursors", [Condition("writer", "=", writer)]))["next"]
+        if not known:
+            raise KeyError(writer)
+        return int(known[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._backend.read(Query("cursors", columns=["writer"]))["writer"])
+
+    def __len__(self) -> int:
+        return len(self._backend.read(Query("cursors", columns=["writer"])))
+
+
+class _Tail:
+    """The rows of batches from the cursors of a store on."""
+
+    def __init__(self, batches: Sequence[Batch], cursors: Mapping[str, int]) -> None:
+        self._batches = [
+            batch.since(cursors.get(batch.writer, 0))
+            for batch in batches
+            if batch.next > cursors.get(batch.writer, 0)
+        ]
+        self._heartbeats = {b.writer: b.heartbeat for b in batches if b.heartbeat is not None}
+        self.writers = {batch.writer for batch in self._batches}
+
+    def rows(self, table: str, query: Query | None = None) -> list[Row]:
+        """Complete rows of a table; of points only those whose series fits the query."""
+        names = TABLES[table].columns
+        rows = [
+            {name: row.get(name) for name in names}
+            for batch in self._batches
+            for row in batch.rows.get(table, ())
+        ]
+        if table == "metrics":
+            for batch, block in self._blocks(query):
+                rows += point_rows(block, batch.writer)
+        return rows
+
+    def run_ids(self) -> list[str]:
+        """Every run that the tails say something about."""
+        found = {block.series.run_id for batch in self._batches for block in batch.blocks}
+        for batch in self._batches:
+            for rows in batch.rows.values():
+                found |= {row["run_id"] for row in rows if row.get("run_id")}
+        return sorted(found)
+
+    def heartbeat(self, row: Row) -> Row:
+        """The later of what the row and the batches say about when its writer was last seen."""
+        seen = [row["heartbeat_at"], self._heartbeats.get(row["writer"])]
+        return {"heartbeat_at": max((at for at in seen if at is not None), default=None)}
+
+    def summaries(self, query: Query) -> list[Row]:
+        """Raw summaries of the points.
+
+        They are named as of another writer, so that merging the writers of a series adds them to
+        what the store has of the real one.
+        """
+        points: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        for batch, block in self._blocks(query):
+            series = block.series
+            head = (series.context, series.rank, series.attempt, batch.writer + _AGAIN)
+            columns = list(zip(*block.unpack(), strict=True))
+            for name, values in zip(series.names, columns[4:], strict=True):
+                rows = zip(*columns[:3], values, strict=True)
+                points.setdefault((series.run_id, name, *head), []).extend(rows)
+        return [_summary_row(key, sorted(rows)) for key, rows in points.items()]
+
+    def _blocks(self, query: Query | None) -> Iterator[tuple[Batch, MetricBlock]]:
+        conditions = [c for c in query.where if c.column in ("run_id", "name")] if query else []
+        for batch in self._batches:
+            for block in batch.blocks:
+                run_id = block.series.run_id
+                rows = [{"run_id": run_id, "name": name} for name in block.series.names]
+                if any(all(matches(row, c) for c in conditions) for row in rows):
+                    yield batch, block
+
+
+def _summary_row(key: tuple[Any, ...], points: list[tuple[Any, ...]]) -> Row:
+    seq, time_ns, step, _ = points[-1]
+    summary = Summary()
+    last_step = None if step == NO_STEP else step
+    summary.add([point[3] for point in points], last_step, time_ns // 1000)
+    change = {"changed_at": time_ns // 1000, "seq": seq, "deleted": 0}
+    return dict(zip((*SERIES, "writer"), key, strict=True)) | summary.as_row() | change
+
+
+def _any_of(run_ids: Sequence[str]) -> Condition:
+    return Condition("run_id", "in", list(run_ids))
+
+
+def _wider(query: Query, *columns: str) -> Query:
+    """The query for all rows that fit, with these columns and those it sorts and filters by."""
+    if query.columns is not None:
+        used = [*query.columns, *(condition.column for condition in query.where), *columns]
+        used += [name.removeprefix("-") for name in query.order]
+        known = table_columns(query.table)
+        query = replace(query, columns=[name for name in dict.fromkeys(used) if name in known])
+    return replace(query, order=(), limit=None)

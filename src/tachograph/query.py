@@ -1,0 +1,374 @@
+"""A store for readers: runs, series, tensors, documents, SQL; and small edits.
+
+Knows no medium and no way to show things. Everything read is merged with what reachable
+journals still hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, Literal, Self
+
+from tachograph import listing
+from tachograph.backends.base import (
+    Backend,
+    Condition,
+    Garbage,
+    Query,
+    SupportsArtifacts,
+    SupportsGC,
+    SupportsSQL,
+)
+from tachograph.digests import digest_table
+from tachograph.edits import Editor
+from tachograph.errors import QueryError, StoreError
+from tachograph.facts import choose_context, nearest
+from tachograph.listing import IsAlive, Listing
+from tachograph.live import LiveReader, Tails
+from tachograph.lookup import resolve_run
+from tachograph.records import TABLES, Row, join_special
+from tachograph.runrecord import RunRecord
+from tachograph.table import Table
+
+POINT_COLUMNS = ("step", "epoch", "time", "value")
+
+
+def open_store(url: str | None = None, *, config: Any = None, create: bool = False) -> Store:
+    """Open a store to read it.
+
+    What journals on this machine hold for the store is read too; what processes left there that
+    are gone is brought into the store first.
+
+    Parameters
+    ----------
+    url : str, optional
+        ``sqlite:///runs.sqlite``, ``parquet:///runs``, or a path; by default the first store of
+        the configuration.
+    config : path or mapping, optional
+        As in `load_config`.
+    create : bool, default False
+        Make the store where there is none.
+
+    Raises
+    ------
+    StoreNotFound
+        There is no store, and `create` is false.
+    ConfigError
+        The URL or the configuration is not usable.
+    """
+    from tachograph import config as configuration
+    from tachograph import drain, host, registry
+
+    loaded = configuration.load_config(config)
+    backend = registry.open_backend(url or loaded.backend[0], create=create)
+    configured = backend.url in loaded.backend
+    urls = loaded.backend if configured else (backend.url,)
+    folder = registry.journal_folder(urls, loaded.journal if configured else None)
+    if folder.is_dir():
+        drain.drain_orphans(folder, (backend.url,))
+    return Store(
+        backend,
+        tails=functools.partial(drain.pending_batches, folder, backend.url),
+        is_alive=lambda row: host.is_alive(
+            row["host"] or "", row["boot_id"] or "", row["pid"] or 0, row["pid_started"]
+        ),
+    )
+
+
+class Store:
+    """A store, as a reader sees it. A context manager; use it from one thread at a time.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where the records are; closed with the store.
+    tails : callable, optional
+        Gives the batches in reachable journals that the backend does not have yet.
+    is_alive : callable, optional
+        Tells from a row of `writers` whether its process still runs, None where it cannot.
+
+    Notes
+    -----
+    `run` is anywhere a run id, the beginning or end of one, a unique name, ``latest``, or
+    ``@2`` for the second latest.
+    """
+
+    def __init__(
+        self, backend: Backend, tails: Tails | None = None, is_alive: IsAlive | None = None
+    ) -> None:
+        self.backend = backend
+        self._reader = LiveReader(backend, tails)
+        self._is_alive = is_alive
+        self._editor = Editor(self._reader)
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self.backend.url
+
+    def read(self, query: Query) -> Table:
+        """Rows of one table, as `Backend.read`, with the tails of journals merged in."""
+        return self._reader.read(query)
+
+    def close(self) -> None:
+        """Close the backend. A second call does nothing."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ runs
+
+    def runs(
+        self,
+        where: str | None = None,
+        sort: str | Sequence[str] = "-started_at",
+        columns: Sequence[str] | None = None,
+        children: bool = False,
+        limit: int | None = None,
+        lost: bool = True,
+    ) -> Table:
+        """List runs; the parameters are those of `Listing`, the language that of `filters`.
+
+        Examples
+        --------
+        >>> store.runs("metrics.val_loss < 0.1 and params.lr > 1e-4",
+        ...            columns=["name", "metrics.val_loss.min", "params.lr"])  # doctest: +SKIP
+        """
+        request = Listing(where, sort, columns, children, limit, lost)
+        return listing.list_runs(self._reader, request, self._is_alive)
+
+    def resolve(self, run: str) -> str:
+        """The id of a run; RunNotFound, listing candidates, where none or several fit."""
+        return resolve_run(self._reader, run)
+
+    def run(self, run: str) -> RunRecord:
+        """One run with everything that is known about it, read when asked for."""
+        return RunRecord(self, self.resolve(run))
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether there is a run of exactly that id."""
+        return len(self.read(Query("runs", [Condition("run_id", "=", run_id)], ["run_id"]))) > 0
+
+    def row(self, run: str) -> Row:
+        """The columns of a run, with the status it is shown with."""
+        found = self.read(Query("runs", [Condition("run_id", "=", self.resolve(run))]))
+        return next(iter(listing.show_lost(self._reader, found, self._is_alive)))
+
+    def children(self, run: str) -> Table:
+        """The runs whose parent this is, in order of their start."""
+        where = [Condition("parent_id", "=", self.resolve(run))]
+        columns = listing.DEFAULT_COLUMNS
+        found = self.read(Query("runs", where, columns, order=["started_at", "run_id"]))
+        return listing.show_lost(self._reader, found, self._is_alive)
+
+    # ------------------------------------------------------------------ points
+
+    def metrics_of(self, run: str) -> Table:
+        """What series a run has: name, context, rank, attempt, and their summaries."""
+        columns = "name context rank attempt last special last_step last_time min max mean count"
+        where = [Condition("run_id", "=", self.resolve(run))]
+        order = ("name", "context", "rank", "attempt")
+        found = self.read(Query("summaries", where, columns.split(), order)).to_pydict()
+        special = found.pop("special")
+        found["last"] = [*map(join_special, found["last"], special)]
+        return Table(found)
+
+    def series(
+        self,
+        run: str,
+        name: str,
+        *,
+        context: Mapping[str, Any] | str | None = None,
+        rank: int | Literal["all"] | None = None,
+        attempts: Literal["latest", "all"] = "latest",
+    ) -> Table:
+        """The points of a metric, by step, then in the order they were recorded.
+
+        Parameters
+        ----------
+        run, name : str
+            Which run, which metric.
+        context : mapping or canonical JSON text, optional
+            Such as ``{"phase": "test"}``: the context equal to it, or the only one that has
+            these keys. By default the empty context, or the only one there is.
+        rank : int or 'all', optional
+            Of which rank; 'all' adds a column. By default the lowest that has the metric.
+        attempts : 'latest' or 'all'
+            Of a resumed run, what the latest attempt did not replace, or everything, with a
+            column.
+
+        Returns
+        -------
+        Table
+            step, epoch, time (µs), value (float; NaN, infinities and -0.0 are exact).
+
+        Raises
+        ------
+        QueryError
+            The run has no such metric, or it is in several contexts; the message lists them.
+        """
+        run_id = self.resolve(run)
+        where = self._series_conditions(run_id, name, context, rank)
+        extra = ("rank",) * (rank == "all") + ("attempt",) * (attempts == "all")
+        columns = [*POINT_COLUMNS, "special", *extra]
+        table = "all_metrics" if attempts == "all" else "metrics"
+        points = self.read(Query(table, where, columns)).to_pydict()
+        special = points.pop("special")
+        if any(special):
+            points["value"] = [*map(join_special, points["value"], special)]
+        return _by_step(Table(points))
+
+    def _series_conditions(
+        self,
+        run_id: str,
+        name: str,
+        context: Mapping[str, Any] | str | None,
+        rank: int | str | None,
+    ) -> list[Condition]:
+        found = self.read(
+            Query("summaries", [Condition("run_id", "=", run_id)], ["name", "context", "rank"])
+        )
+        named = [row for row in found if row["name"] == name]
+        if not named:
+            hint = nearest(name, set(found["name"])) or f"; it has {_listed(found['name'])}"
+            raise QueryError(f"run {run_id} has no metric {name!r}{hint}")
+        wanted = json.loads(context) if isinstance(context, str) else context
+        contexts = {row["context"] for row in named}
+        chosen = choose_context(name, contexts, wanted)
+        if chosen is None:
+            raise QueryError(
+                f"metric {name!r} has no context {context}; it has {_listed(contexts)}"
+            )
+        where = [Condition("run_id", "=", run_id), Condition("name", "=", name)]
+        where.append(Condition("context", "=", chosen))
+        if rank != "all":
+            lowest = min(row["rank"] for row in named if row["context"] == chosen)
+            where.append(Condition("rank", "=", lowest if rank is None else rank))
+        return where
+
+    def tensors(
+        self, run: str, kind: str | None = None, name: str | None = None, step: int | None = None
+    ) -> Table:
+        """Statistics of tensors by step; `name` may be a pattern such as ``encoder.%``."""
+        where = [Condition("run_id", "=", self.resolve(run))]
+        if kind is not None:
+            where.append(Condition("kind", "=", kind))
+        if name is not None:
+            where.append(Condition("name", "like" if "%" in name else "=", name))
+        if step is not None:
+            where.append(Condition("step", "=", step))
+        return self.read(Query("tensors", where, order=["step", "name", "kind", "seq"]))
+
+    # ------------------------------------------------------------------ documents
+
+    def params(self, run: str) -> Table:
+        """Parameters: path, value (decoded from JSON), source."""
+        found = self._of(run, "params", ("path", "value", "source"), "path").to_pydict()
+        found["value"] = [None if text is None else json.loads(text) for text in found["value"]]
+        return Table(found)
+
+    def tags(self, run: str) -> Table:
+        """Tags: key, value."""
+        return self._of(run, "tags", ("key", "value"), "key")
+
+    def attempts(self, run: str) -> Table:
+        """Tries at a run."""
+        return self._of(run, "attempts", _public("attempts"), "attempt")
+
+    def events(self, run: str) -> Table:
+        """What happened, in order of time."""
+        return self._of(run, "events", (*_public("events"), "writer", "seq"), "time", "seq")
+
+    def artifacts(self, run: str) -> Table:
+        """Files and references to files."""
+        return self._of(run, "artifacts", _public("artifacts"), "path")
+
+    def provenance(self, run: str) -> Table:
+        """Documents: section, document (decoded from JSON), digest."""
+        columns = ("section", "document", "digest")
+        found = self._of(run, "provenance", columns, "section").to_pydict()
+        found["document"] = [json.loads(text or "null") for text in found["document"]]
+        return Table(found)
+
+    def _of(self, run: str, table: str, columns: Sequence[str], *order: str) -> Table:
+        where = [Condition("run_id", "=", self.resolve(run))]
+        return self.read(Query(table, where, columns, order))
+
+    def open_artifact(self, sha256: str) -> BinaryIO:
+        """Open a file that the store keeps, by its digest."""
+        if not isinstance(self.backend, SupportsArtifacts):
+            raise StoreError(f"{self.url} keeps no files")
+        return self.backend.open_artifact(sha256)
+
+    def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
+        """Run one SELECT over the tables in the store; journals are not seen by it.
+
+        Raises
+        ------
+        QueryError
+            The text would write, or has a mistake, or the store answers no SQL.
+        """
+        if not isinstance(self.backend, SupportsSQL):
+            raise QueryError(f"{self.url} answers no SQL")
+        return self.backend.sql(text, parameters)
+
+    def digest(self, table: str) -> str:
+        """A digest of the rows of a table, whatever their order; see `digests`."""
+        return digest_table(self._reader, table)
+
+    # ------------------------------------------------------------------ edits
+
+    def edit(self, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Write rows as a writer of its own: changes of keyed tables, or events.
+
+        `writer`, `seq`, `changed_at` and missing columns are filled in. A row with
+        ``deleted=1`` deletes its key.
+        """
+        self._editor.write(rows)
+
+    def tag(self, run: str, **tags: str | None) -> None:
+        """Set tags; None takes one away."""
+        self._editor.tag(self.resolve(run), tags)
+
+    def note(self, run: str, text: str) -> None:
+        """Add a note to the events of a run."""
+        self._editor.note(self.resolve(run), text)
+
+    def update(self, run: str, **columns: str) -> None:
+        """Change name, project, description, hypothesis or verdict of a run."""
+        self._editor.update(self.resolve(run), columns)
+
+    def delete(self, *runs: str) -> list[str]:
+        """Hide runs with all their descendants and points; return their ids. `gc` frees them."""
+        return self._editor.delete([self.resolve(run) for run in runs])
+
+    def gc(self, *, dry_run: bool = True) -> Garbage:
+        """Find, and unless `dry_run` free, what deleted runs still take."""
+        if not isinstance(self.backend, SupportsGC):
+            raise StoreError(f"{self.url} cannot free what is deleted")
+        return self.backend.gc(dry_run=dry_run)
+
+
+def _public(table: str) -> tuple[str, ...]:
+    hidden = ("run_id", *listing.BOOKKEEPING)
+    return tuple(name for name in TABLES[table].columns if name not in hidden)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(set(names))) or "none"
+
+
+def _by_step(points: Table) -> Table:
+    """Sort by step; points without one come last, and equal ones keep their order."""
+    steps = points["step"]
+    if None not in steps and all(map(operator.le, steps, steps[1:])):
+        return points
+    order = sorted(range(len(points)), key=lambda i: (steps[i] is None, steps[i] or 0))
+    return points.take(order)
