@@ -146,14 +146,16 @@ def user_name() -> str | None:
 
 def last_attempt(config: Config, run_id: str) -> int:
     """The latest attempt at a run that a store knows, 0 where none does."""
+    from tachograph.backends.base import Condition, Query
     from tachograph.query import open_store
 
+    query = Query("attempts", [Condition("run_id", "=", run_id)], ["attempt"])
     latest = 0
     for url in config.backend:
         with contextlib.suppress(StoreError, ConfigError):
             store = open_store(url)
             try:
-                latest = max([latest, *store.attempts(run_id)["attempt"]])
+                latest = max([latest, *store.read(query)["attempt"]])
             finally:
                 store.close()
     return latest
