@@ -175,6 +175,19 @@ def test_memory_store_opens_by_url() -> None:
     open_backend("memory://test_registry", create=True).close()
 
 
+def test_absolute_url_needs_no_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store still opens when the folder that the training started in was deleted."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    assert resolve_url("sqlite:///a.db", Path()) == f"sqlite:///{gone}/a.db"
+    gone.rmdir()
+    assert resolve_url("sqlite:////data/a.db", Path()) == "sqlite:////data/a.db"
+    open_backend("memory://test_gone", create=True).close()
+
+
 def test_resolving_imports_no_store(tmp_path: Path) -> None:
     """The start of a training costs no library of a store, nor a look at entry points."""
     code = (

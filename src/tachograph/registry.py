@@ -53,7 +53,7 @@ def resolve_url(url: str, base: Path, *, bare_path: bool = True) -> str:
         The path is taken as it is written, without percent-encoding; a leading ``~`` is the
         home folder.
     base : Path
-        Folder that a relative path starts from; absolute.
+        Folder that a relative path starts from; ``Path()`` is the working directory.
     bare_path : bool, default True
         Also take a path instead of a URL: a file that ends in .sqlite, .sqlite3 or .db, or an
         existing folder, which is Parquet.
@@ -97,7 +97,7 @@ def store_folder(url: str) -> Path | None:
 
 
 def _absolute(scheme: str, path: str, base: Path) -> str:
-    full = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+    full = os.path.abspath(os.path.join(base, os.path.expanduser(path)))
     return f"{scheme}:///{Path(full).as_posix()}"
 
 
@@ -158,7 +158,8 @@ def open_backend(url: str | os.PathLike[str], *, create: bool = False) -> Backen
     StoreNotFound
         There is no store, and `create` is False.
     """
-    absolute = resolve_url(os.fspath(url), Path.cwd())
+    # Not Path.cwd(): the working directory may be gone, and an absolute URL does not need it.
+    absolute = resolve_url(os.fspath(url), Path())
     return backend_class(absolute.partition(":")[0])(absolute, create=create)
 
 
