@@ -266,8 +266,9 @@ class JournalWriter:
     def delete_parts(self, confirmed: int) -> None:
         """Delete closed parts whose records all come before seq `confirmed`."""
         with self.lock:
+            starts = [*self.first_seqs, self.next_seq]  # of the part that could not be opened
             first = self.part - self.waiting_parts
-            done = [p for p in range(first, self.part) if self.first_seqs[p + 1] <= confirmed]
+            done = [part for part in range(first, self.part) if starts[part + 1] <= confirmed]
             for part in done:
                 part_path(self.folder, self.writer, part).unlink(missing_ok=True)
             self.waiting_parts -= len(done)

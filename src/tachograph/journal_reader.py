@@ -31,6 +31,7 @@ from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 _PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
 _SMALLEST = 13
+_LEAST_READ = 256
 
 
 @dataclass(slots=True)
@@ -46,13 +47,18 @@ class Damage:
 
 
 @dataclass(slots=True)
-class _Pending:
-    """What a batch is being built from."""
+class _Points:
+    """Rows of one series that the next batch will have."""
 
-    points: dict[int, list[memoryview]] = field(default_factory=dict)
-    last_seq: dict[int, int] = field(default_factory=dict)
-    unsorted: set[int] = field(default_factory=set)
-    rows: dict[str, list[Row]] = field(default_factory=dict)
+    series: Series
+    rows: list[memoryview] = field(default_factory=list)
+    last_seq: int = -1
+    is_sorted: bool = True
+
+    def block(self) -> MetricBlock:
+        if not self.is_sorted:  # a signal handler logged in the middle of a log call
+            self.rows.sort(key=lambda row: int.from_bytes(row[:8], "little"))
+        return MetricBlock(self.series, b"".join(self.rows))
 
 
 class JournalReader:
@@ -88,7 +94,9 @@ class JournalReader:
         self._part = -1
         self._offset = 0
         self._series: dict[int, Series] = {}
-        self._pending = _Pending()
+        self._points: dict[int, _Points] = {}  # by the series ids of the current part
+        self._batch: list[_Points] = []
+        self._rows: dict[str, list[Row]] = {}
 
     def read(self, max_bytes: int, *, whole: bool = False) -> Batch | None:
         """The next batch of about `max_bytes` of journal; None where nothing is there yet.
@@ -96,8 +104,8 @@ class JournalReader:
         With `whole` the writer is gone: an incomplete end is damage, not a record on its way.
         """
         first, budget = self.next, max_bytes
-        while budget > 0:
-            read = self._read_part(budget, whole)
+        while budget > 0 or self.next == first:
+            read = self._read_part(max(budget, _LEAST_READ), whole)
             budget -= read
             if not read and not self._next_part():
                 break
@@ -124,7 +132,8 @@ class JournalReader:
         if not later:
             return False
         self._part, self._offset = min(later), 0
-        self._series = {}
+        self._series.clear()
+        self._points.clear()
         return True
 
     def _read_part(self, budget: int, whole: bool) -> int:
@@ -141,12 +150,13 @@ class JournalReader:
             end = self._frame(memoryview(buffer), offset)
             if end is None:
                 claimed = _claimed_end(buffer, offset)
-                if len(buffer) < claimed <= size - self._offset:  # the buffer cut it
+                at_end = self._offset + len(buffer) >= size
+                cut = not claimed and len(buffer) - offset < PREFIX.size and not at_end
+                if cut or len(buffer) < claimed <= size - self._offset:  # cut by the budget
                     if offset > len(MAGIC):
                         break
                     buffer = self._load(claimed)
                     continue
-                at_end = self._offset + len(buffer) >= size
                 end = self._skip_damage(buffer, offset, at_end=at_end, whole=whole)
                 if end is None:
                     break
@@ -200,22 +210,21 @@ class JournalReader:
         return int(end + 4)
 
     def _take_points(self, number: int, seq: int, row: memoryview) -> None:
-        pending = self._pending
-        rows = pending.points.get(number)
-        if rows is None:
-            if number not in self._series:
+        points = self._points.get(number)
+        if points is None:
+            series = self._series.get(number)
+            if series is None:  # both copies of its record are damaged
                 self.damage.places += 1
                 self.damage.bytes += len(row)
                 return
-            rows = pending.points[number] = []
-        elif seq < pending.last_seq[number]:
-            pending.unsorted.add(number)
-        rows.append(row)
-        pending.last_seq[number] = seq
+            points = self._points[number] = _Points(series)
+            self._batch.append(points)
+        points.is_sorted &= seq > points.last_seq
+        points.last_seq = seq
+        points.rows.append(row)
 
     def _take_other(self, kind: int, number: int, seq: int, body: bytes) -> None:
         if kind == SERIES:  # needed also where its own seq was read before
-            self._flush_series(number)
             facts = json.loads(body)
             self._series[number] = Series(
                 facts["run_id"],
@@ -230,29 +239,16 @@ class JournalReader:
             self.ended = True
         elif kind == ROWS and seq >= self._start:
             record = json.loads(body)
-            rows = self._pending.rows.setdefault(record["table"], [])
+            rows = self._rows.setdefault(record["table"], [])
             rows.extend(complete_row(record["table"], r, self.writer, seq) for r in record["rows"])
         self.next = max(self.next, seq + 1)
 
-    def _flush_series(self, number: int) -> None:
-        """A part starts its series anew, under ids that may mean others than before."""
-        if number in self._pending.points:
-            done = -1 - len(self._pending.points)
-            self._pending.points[done] = self._pending.points.pop(number)
-            self._pending.last_seq[done] = self._pending.last_seq.pop(number)
-            self._series[done] = self._series[number]
-            if number in self._pending.unsorted:
-                self._pending.unsorted.add(done)
-
     def _build(self, first: int) -> Batch:
-        pending, self._pending = self._pending, _Pending()
-        blocks = []
-        for number, rows in pending.points.items():
-            if number in pending.unsorted:
-                rows.sort(key=lambda row: int.from_bytes(row[:8], "little"))
-            blocks.append(MetricBlock(self._series[number], b"".join(rows)))
-        self._series = {n: s for n, s in self._series.items() if n >= 0}
-        return Batch(self.writer, first, self.next, tuple(blocks), pending.rows)
+        blocks = tuple(points.block() for points in self._batch)
+        batch = Batch(self.writer, first, self.next, blocks, self._rows)
+        self._points.clear()
+        self._batch, self._rows = [], {}
+        return batch
 
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
