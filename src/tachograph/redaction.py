@@ -1,0 +1,362 @@
+"""Secrets taken out of whatever is about to be recorded.
+
+Knows names and shapes of secrets; knows nothing of where a value came from or goes to. A secret
+is found by the name it stands under (`password`, `--api-key`, `HF_TOKEN`) or by its own shape
+(``ghp_…``, a private key, ``https://user:password@host``). Long random text alone is no secret:
+commit hashes, digests and UUIDs pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+REDACTED = "[redacted]"
+"""What stands where a secret stood."""
+
+# ---------------------------------------------------------------------------- secrets by name
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_SECRET_ENDINGS = tuple(
+    _set(
+        """
+        accesskey accesstoken apikey apitoken authorization authtoken credential passphrase
+        passwd password privatekey secret secretkey
+        """
+    )
+)
+_SECRET_LAST = _set("auth cookie jwt pwd sshpass")
+_KEY_OWNERS = _set(
+    """
+    access account anthropic api app auth aws azure client cohere comet deploy encryption gcp
+    github gitlab google groq hf hmac huggingface license master mistral neptune openai
+    private secret sendgrid service session signing ssh stripe subscription wandb
+    """
+)
+_PASS_OWNERS = _set("admin database db ftp mail mysql pg postgres redis root smtp ssh user")
+_HARMLESS_TOKENS = _set(  # the vocabulary of language models: pad_token, max_new_token, …
+    """
+    audio begin bos class cls current decoder dist distill encoder end eos first image input
+    last mask max min n new next num oov output pad padding patch per prev prompt register sep
+    separator special start stop target text unk unknown video
+    """
+)
+_HARMLESS_ENDINGS = _set(
+    """
+    count dim dir enabled env expires expiry field file folder hidden len length method name
+    path policy required scheme size ttl type url var
+    """
+)
+
+
+@lru_cache(maxsize=4096)
+def is_secret_name(name: str) -> bool:
+    """Whether the value under this name is to be kept secret.
+
+    Parameters
+    ----------
+    name : str
+        A variable, key, flag or dotted path, in any spelling (`api_key`, `--api-key`, `apiKey`).
+        Of a path, each component counts: what lies under `secrets` is secret.
+    """
+    *parents, last = name.strip("-").split(".")
+    if not _is_secret(last) and not any(_is_secret_container(parent) for parent in parents):
+        return False
+    return not _HARMLESS_ENDINGS.intersection(_words(last)[-1:])
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name[:200])]
+
+
+def _is_secret_container(name: str) -> bool:
+    return any(_ends_secret(word) for word in _words(name))
+
+
+def _ends_secret(word: str) -> bool:
+    return word.removesuffix("s").endswith(_SECRET_ENDINGS)
+
+
+def _is_secret(name: str) -> bool:
+    words = _words(name)
+    if not words or name.upper() in ("PWD", "OLDPWD"):
+        return False
+    if words[-1] in _SECRET_LAST or any(_ends_secret(word) for word in words):
+        return True
+    key = words[:-1] if words[-1] == "id" else words  # AWS_ACCESS_KEY_ID
+    if len(key) > 1 and key[-1] in ("key", "keys") and key[-2] in _KEY_OWNERS:
+        return True
+    owner = words[-2] if len(words) > 1 else ""
+    return (
+        (words[-1] == "token" and owner not in _HARMLESS_TOKENS)
+        or (words[-1] == "tokens" and owner in ("auth", "access", "api"))
+        or (words[-1] == "pass" and owner in _PASS_OWNERS)
+    )
+
+
+# ---------------------------------------------------------------------------- secrets by shape
+
+_PIECE = 1 << 16
+
+_KNOWN = re.compile(
+    r"""(?<![A-Za-z0-9])(?:
+        gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
+      | (?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])
+      | sk-(?=[A-Za-z_-]{0,60}\d)[\w-]{20,} | (?:sk|rk)_live_\w{16,}
+      | hf_[A-Za-z0-9]{20,} | xox[abeoprs]-[\w-]{10,} | AIza[\w-]{30,} | ya29\.[\w-]{20,}
+      | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{40,} | dapi[0-9a-f]{32} | SG\.[\w-]{16,99}\.[\w-]{16,}
+      | eyJ[\w-]{8,400}\.[\w-]{8,}(?:\.[\w-]*)? | eyJhcGlf[\w+/=-]{40,}
+    )""",
+    re.VERBOSE,
+)
+_AFTER = re.compile(  # secrets that only the words before them give away
+    r"""(?P<before>
+        [Bb]earer\s{1,4}(?=[A-Za-z._~+/-]{0,60}\d)
+      | [Bb]asic\s{1,4}(?=[A-Za-z0-9+/]{11,}={1,2})
+      | [Ll]ogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4}
+      | hooks\.slack\.com/services/
+      | wandb[ .]login[\s(]{1,4}(?:key\s?=\s?)?["']?(?=[0-9a-f]{40})
+      | [Aa][Ww][Ss][^\n]{0,60}?(?<![A-Za-z0-9/+])
+        (?=[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=]))(?![0-9a-f]{40})
+    )[^\s"',;)]{6,}""",
+    re.VERBOSE,
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?!-----END )[A-Za-z0-9+/=\s\\\"',:.()-])*+"
+    r"(?:-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
+)
+_KEY_BODY = re.compile(r"[A-Za-z0-9+/=]{32}")
+_QUERY = re.compile(r"(?P<before>[?&;](?P<name>[\w.-]{1,80})=)[^&#\s\"']+")
+_ARGUMENT = re.compile(r"-{0,2}[A-Za-z_+~][\w.\-]*")
+_USERINFO = re.compile(
+    r"(?<![A-Za-z])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30})://"
+    r"(?P<userinfo>[^\s/@:\"'<>]{0,200}:[^\s/\"'<>]{0,400}|[^\s/@:?#\"'<>]{1,400})@"
+)
+
+_ASSIGNED = re.compile(  # name=  name:  "name":  ["name"] =  name: str =  --name
+    r"""(?<![\w.\-])-?(?P<flag>--)?(?P<name>[A-Za-z_][\w.\-]*+)
+    (?P<equals>\\?["']?\]?[ \t]{0,9}
+        (?: :[ \t]?[\w.]{1,40}(?:[ \t]\|[ \t]None)?[ \t]{1,2}=(?!=)
+        | =>|:=|:(?!/)|=(?!=) )[ \t]{0,9}
+      | (?(flag)[ \t]{1,9}(?=[^\s=:\-])|(?!)) )""",
+    re.VERBOSE,
+)
+_VALUE = re.compile(
+    r"""(?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest)[ \t]{1,4})?
+    (?: [brfuBRFU]{0,2}(?P<quote>\\?["'])(?P<quoted>(?:(?!(?P=quote))(?:\\.|[^\n]))*+)
+      | (?P<bare>[^\s"'&]++) )""",
+    re.VERBOSE,
+)
+_TEMPLATE = re.compile(
+    r"\$\{?[A-Z_]+\}?|\$[({].*|(?:\w{1,9} )?\{+[\w.]*\}+|<[\w -]*>|\*+|%\(?\w*\)?s|%[A-Z_]+%"
+    r"|\.\.\.|\[redacted.*"
+)
+_CODE = re.compile(
+    r"""(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*[(\[].* | (?:[A-Za-z_]\w*\.)+[A-Za-z_]+ | [(\[{|&>!\\].*
+    | -?\d{1,2}(?:\.\d+)? | (?:None|null|nil|none|true|false|True|False|undefined
+        |str|bytes|int|float|bool|object|Any|Path|SecretStr|Token|Tensor|Array|string|String|Optional|lambda|await|not|in|is|if|f)""",
+    re.VERBOSE,
+)
+_AMBIGUOUS = {"token", "auth"}  # in a text these name words and methods as often as secrets
+
+
+def redact_text(text: str) -> str:
+    """Replace every secret in a text (source, diff, log line, command) by `[redacted]`.
+
+    Lines stay lines, and the first character of a diff's line stays, so that a redacted diff
+    can still be read as one. Takes time linear in the length of the text.
+    """
+    if "PRIVATE KEY" in text:
+        text = _PRIVATE_KEY.sub(_redact_private_key, text)
+    return "".join(map(_redact_piece, _pieces(text)))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Whole lines of about `_PIECE` characters, so that no single search holds the GIL long."""
+    start = 0
+    while len(text) - start > 2 * _PIECE:
+        end = text.find("\n", start + _PIECE) + 1 or len(text)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _redact_piece(text: str) -> str:
+    if "://" in text:
+        text = _USERINFO.sub(_redact_userinfo, text)
+    text = _KNOWN.sub(REDACTED, text)
+    text = _AFTER.sub(lambda match: match["before"] + REDACTED, text)
+    return _redact_assignments(text)
+
+
+def _redact_private_key(match: re.Match[str]) -> str:
+    if not _KEY_BODY.search(match[0]):
+        return match[0]  # a mention, not a key
+    _, *lines = match[0].split("\n")
+    return "\n".join([REDACTED, *(_diff_marker(line) + REDACTED for line in lines)])
+
+
+def _diff_marker(line: str) -> str:
+    return line[:1] if line[:1] in ("+", "-", " ") and not line.startswith("-----E") else ""
+
+
+def _redact_userinfo(match: re.Match[str]) -> str:
+    """``https://user:password@`` and ``https://token@``, but not ``ssh://git@``."""
+    if ":" not in match["userinfo"] and not match["scheme"].lower().endswith(("http", "https")):
+        return match[0]
+    return f"{match['scheme']}://{REDACTED}@"
+
+
+def _redact_assignments(text: str) -> str:
+    pieces, done = [], 0
+    for assigned in _ASSIGNED.finditer(text):
+        if assigned.start() < done or not is_secret_name(assigned["name"]):
+            continue
+        value = _VALUE.match(text, assigned.end())
+        start, end = _secret_span(assigned, value) if value else (0, 0)
+        if start < end:
+            pieces += [text[done:start], REDACTED]
+            done = end
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def _secret_span(assigned: re.Match[str], value: re.Match[str]) -> tuple[int, int]:
+    """Where the secret lies in an assigned value; an empty range where it is code or a template."""
+    name = assigned["name"]
+    start, end = value.span("quoted") if value["quote"] else _bare_span(assigned, value)
+    literal = assigned.string[start:end]
+    if _TEMPLATE.fullmatch(literal) or _is_same_name(name, literal):
+        return 0, 0
+    if name.lower() in _AMBIGUOUS and not assigned["flag"] and not _looks_random(literal):
+        return 0, 0
+    return start, end
+
+
+def _bare_span(assigned: re.Match[str], value: re.Match[str]) -> tuple[int, int]:
+    name, equals, bare = assigned["name"], assigned["equals"], value["bare"]
+    start = value.start("bare")
+    if equals == "=" and (assigned["flag"] or name.isupper()):  # shell, .env
+        return start, start + len(bare.rstrip(",;]})"))
+    first = re.split(r"[,;\]})]", bare, maxsplit=1)[0]
+    if _CODE.fullmatch(bare) or _CODE.fullmatch(first):
+        return 0, 0
+    if equals.strip() == ":" and name.lower() not in _AMBIGUOUS and _opens_line(assigned):
+        line = value.string[start:].partition("\n")[0]  # YAML: the rest of the line
+        return start, start + len(re.split(r"\s#|\s*$", line, maxsplit=1)[0])
+    return start, start + len(first if equals != "=" else bare.rstrip(",;]})"))
+
+
+def _is_same_name(name: str, value: str) -> bool:
+    """Whether a value only repeats its name, as in ``connect(api_key=api_key)``."""
+    long, short = sorted((f"_{name}".lower(), f"_{value}".lower()), key=len, reverse=True)
+    return long.endswith(short)
+
+
+def _opens_line(assigned: re.Match[str]) -> bool:
+    text, start = assigned.string, assigned.start()
+    return not text[text.rfind("\n", 0, start) + 1 : start].strip("+- \t")
+
+
+def _looks_random(literal: str) -> bool:
+    return " " not in literal and (len(literal) >= 20 or bool(re.search(r"\d", literal)))
+
+
+# ---------------------------------------------------------------------------- structured values
+
+
+def redact_url(url: str) -> str:
+    """The URL without user name and password, and without secrets in its query.
+
+    ``ssh://git@host`` and ``git@host:path`` keep their user, which is no secret there.
+    """
+    match = _USERINFO.search(url)
+    if match and _redact_userinfo(match) != match[0]:
+        url = f"{url[: match.start()]}{match['scheme']}://{url[match.end() :]}"
+    return redact_text(_QUERY.sub(_redact_query, url))
+
+
+def _redact_query(match: re.Match[str]) -> str:
+    name = match["name"].lower()
+    secret = is_secret_name(name) or name.rpartition("-")[2] in ("sig", "signature", "code")
+    return match["before"] + REDACTED if secret else match[0]
+
+
+def redact_argv(argv: Iterable[str]) -> list[str]:
+    """A command line without secrets: ``--token xyz``, ``--api-key=xyz``, ``db.password=xyz``.
+
+    One argument in, one argument out, so that positions keep their meaning.
+    """
+    redacted: list[str] = []
+    secret_follows = False
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        flagged = name.startswith("-")
+        if secret_follows and not argument.startswith("--"):
+            redacted.append(REDACTED)
+            secret_follows = False
+            continue
+        secret = bool(_ARGUMENT.fullmatch(name)) and is_secret_name(name)
+        secret_follows = secret and flagged and not equals
+        redacted.append(f"{name}={REDACTED}" if secret and value else redact_text(argument))
+    return redacted
+
+
+def redact_value(path: str, value: Any) -> Any:
+    """A configuration value without secrets.
+
+    Parameters
+    ----------
+    path : str
+        The dotted name under which it stands.
+    value : a plain JSON value
+        See `tachograph.values.plain`; anything else is returned as it is.
+
+    Returns
+    -------
+    The value, with secret parts replaced by `[redacted]`. Under a secret name every text and
+    integer is replaced; None, booleans, fractions and empty texts stay.
+    """
+    if isinstance(value, Mapping):
+        return {
+            redact_text(key) if isinstance(key, str) else key: redact_value(f"{path}.{key}", item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [redact_value(path, item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        return value
+    if is_secret_name(path):
+        return REDACTED
+    return redact_text(value) if isinstance(value, str) else value
+
+
+# ---------------------------------------------------------------------------- environment
+
+_RELEVANT = re.compile(
+    r"""(?: CUDA|CUDNN|CUBLAS|NVIDIA|NCCL|GLOO|UCX|HIP|ROCM|ROCR|HSA|OMP|GOMP|KMP|MKL|OPENBLAS|BLIS
+        |VECLIB|NUMEXPR|PYTHON|PYTORCH|TORCH|TORCHELASTIC|ACCELERATE|FSDP|XLA|JAX|TF|KERAS|PL
+        |SLURM|PBS|LSB|KUBERNETES|RAY|JOBLIB|LOKY|SKLEARN|XGBOOST|OPTUNA|POLARS|CONDA|TACHOGRAPH
+        )_.* | TF2_.* | PYTHON[A-Z]* | MALLOC_.*
+        | (?:LOCAL_|GROUP_|ROLE_|NODE_)?(?:RANK|WORLD_SIZE) | MASTER_(?:ADDR|PORT)
+        | OMPI_COMM_WORLD_.* | PMI_(?:RANK|SIZE) | VIRTUAL_ENV | HOSTNAME | LANG | LC_.* | TZ
+        | LD_PRELOAD | LD_LIBRARY_PATH | DYLD_.* | CONTAINER | CI""",
+    re.VERBOSE,
+)
+
+
+def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that can change a training, by an allow-list, with secrets redacted."""
+    return {
+        name: redact_value(name, value)
+        for name, value in sorted(environment.items())
+        if _RELEVANT.fullmatch(name)
+    }
