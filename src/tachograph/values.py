@@ -13,12 +13,13 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_TEXT = 20_000
 MAX_ITEMS = 1_000
 MAX_DEPTH = 12
+_INTEGER_BITS = 2000  # Python refuses to print integers of many thousand digits
 
 
 def canonical_json(value: Any) -> str:
@@ -32,74 +33,83 @@ def canonical_json(value: Any) -> str:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Reduce any value to what JSON holds, without keeping a reference to it.
+    """Reduce any value to what JSON holds, without keeping a reference to it; never raises.
 
     Mappings, sequences, sets, dataclasses, enums, paths, dates, numpy and 0-d tensor scalars
-    keep their meaning. Larger arrays become their type, shape and dtype; anything else its
-    qualified name or a shortened `repr`.
+    keep their meaning. Larger arrays and data frames become their type, shape and dtype;
+    anything else its qualified name or a shortened `repr`.
     """
-    if value is None or isinstance(value, bool | str):
-        return _shorten(value) if isinstance(value, str) else value
-    if isinstance(value, int) and type(value) is not bool and not isinstance(value, enum.Enum):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if depth > MAX_DEPTH:
-        return _shorten(_safe_repr(value))
-    if isinstance(value, Mapping):
-        return _plain_mapping(value, depth)
-    if isinstance(value, list | tuple | set | frozenset):
-        return _plain_sequence(value, depth)
-    return _plain_object(value, depth)
+    try:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return _text(str.__str__(value))
+        if isinstance(value, int) and not isinstance(value, enum.Enum):
+            return int(value) if value.bit_length() <= _INTEGER_BITS else _text(hex(value))
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(float(value))
+        if depth <= MAX_DEPTH:
+            return _plain_container(value, depth)
+    except Exception:  # an object that fails when it is looked at is still a value
+        pass
+    return _text(_safe_repr(value))
 
 
 def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
     items = list(value.items())
-    result = {str(key): plain(item, depth + 1) for key, item in items[:MAX_ITEMS]}
+    result = {_key(key): plain(item, depth + 1) for key, item in items[:MAX_ITEMS]}
     if len(items) > MAX_ITEMS:
         result["…"] = f"{len(items) - MAX_ITEMS} more"
     return result
 
 
 def _plain_sequence(value: Any, depth: int) -> list[Any]:
-    items = sorted(value, key=repr) if isinstance(value, set | frozenset) else list(value)
+    items = sorted(value, key=_safe_repr) if isinstance(value, set | frozenset) else list(value)
     result = [plain(item, depth + 1) for item in items[:MAX_ITEMS]]
     if len(items) > MAX_ITEMS:
         result.append(f"… {len(items) - MAX_ITEMS} more")
     return result
 
 
+def _plain_container(value: Any, depth: int) -> Any:
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, depth)
+    if isinstance(value, list | tuple | set | frozenset):
+        return _plain_sequence(value, depth)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        return _plain_mapping(fields, depth)
+    return _plain_object(value, depth)
+
+
 def _plain_object(value: Any, depth: int) -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value, depth + 1)
     if isinstance(value, os.PathLike):
-        return str(value)
+        return _text(str(value))
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-        return _plain_mapping(fields, depth)
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return _plain_array(value, depth)
-    if isinstance(value, functools.partial):
-        return _shorten(f"partial({qualified_name(value.func)})")
     if inspect.isroutine(value) or isinstance(value, type) or inspect.ismodule(value):
-        return qualified_name(value)
-    return _shorten(_safe_repr(value))
+        return _text(qualified_name(value))
+    if isinstance(value, functools.partial):
+        return _text(f"partial({qualified_name(value.func)})")
+    if hasattr(value, "shape") and (hasattr(value, "dtype") or hasattr(value, "dtypes")):
+        return _plain_array(value, depth)
+    return _text(_safe_repr(value))
 
 
 def _plain_array(value: Any, depth: int) -> Any:
     try:
         shape = [int(size) for size in value.shape]
-        if not shape and hasattr(value, "item"):
-            return plain(value.item(), depth + 1)
-        if math.prod(shape) <= 16 and hasattr(value, "tolist"):
-            return plain(value.tolist(), depth + 1)
+        if math.prod(shape) <= 16 and hasattr(value, "dtype"):
+            array = value if hasattr(value, "tolist") else value.numpy()
+            return plain(array.tolist(), depth + 1)
     except Exception:
         return qualified_name(type(value))
-    return {"type": qualified_name(type(value)), "shape": shape, "dtype": str(value.dtype)}
+    dtype = str(getattr(value, "dtype", "mixed"))
+    return {"type": qualified_name(type(value)), "shape": shape, "dtype": dtype}
 
 
 def qualified_name(value: Any) -> str:
@@ -112,18 +122,27 @@ def qualified_name(value: Any) -> str:
 
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted paths; an empty mapping stays as a value."""
-    flat: dict[str, Any] = {}
+    """Flatten nested mappings to dotted paths; an empty or very deep one stays as a value."""
+    return dict(_paths(values, prefix, 0))
+
+
+def _paths(values: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, path))
+        path = f"{prefix}.{_key(key)}" if prefix else _key(key)
+        if isinstance(value, Mapping) and value and depth < MAX_DEPTH:
+            yield from _paths(value, path, depth + 1)
         else:
-            flat[path] = value
-    return flat
+            yield path, value
 
 
-def _shorten(text: str) -> str:
+def _key(key: Any) -> str:
+    try:
+        return _text(str(key))
+    except Exception:
+        return _text(_safe_repr(key))
+
+
+def _text(text: str) -> str:
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}… {len(text) - MAX_TEXT} more characters"
     try:
@@ -135,6 +154,6 @@ def _shorten(text: str) -> str:
 
 def _safe_repr(value: Any) -> str:
     try:
-        return repr(value)
+        return str.__str__(repr(value))
     except Exception as error:
         return f"<{qualified_name(type(value))}, repr failed: {type(error).__name__}>"

@@ -146,7 +146,7 @@ def test_numpy_reads_a_block_as_it_is(packed: tuple[MetricBlock, list[Any]]) -> 
     """`dtype` describes the bytes that `unpack` reads."""
     block, _ = packed
     array = numpy.frombuffer(block.data, dtype=block.dtype)
-    found = [(*head, *values) for *head, values in array.tolist()]
+    found = [(*head, *values.tolist()) for *head, values in array.tolist()]
     assert repr(found) == repr(list(block.unpack()))
 
 
