@@ -47,7 +47,7 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-class Mode(str, enum.Enum):  # noqa: UP042: the older form, which str() shows differently
+class Mode(str, enum.Enum):  # noqa: UP042 - the older form
     """An enum that is a str."""
 
     FAST = "fast"
