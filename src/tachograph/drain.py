@@ -225,6 +225,14 @@ def mark_lost(backend: Backend, writer: str) -> list[str]:
     return [row["run_id"] for row in runs]
 
 
+def has_journal(folder: Path, url: str) -> bool:
+    """Whether a journal in `folder` goes to that store."""
+    return any(
+        url in read_header(part_path(folder, writer, parts[-1])).get("sinks", ())
+        for writer, parts in list_journals(folder).items()
+    )
+
+
 def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Iterator[Batch]:
     """What the journals of live processes hold for a store that it does not have yet.
 

@@ -10,6 +10,7 @@ import functools
 import json
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
 from tachograph import listing
@@ -63,12 +64,13 @@ def open_store(url: str | None = None, *, config: Any = None, create: bool = Fal
     from tachograph import drain, host, registry
 
     loaded = configuration.load_config(config)
-    backend = registry.open_backend(url or loaded.backend[0], create=create)
-    configured = backend.url in loaded.backend
-    urls = loaded.backend if configured else (backend.url,)
+    address = registry.resolve_url(url or loaded.backend[0], Path.cwd())
+    configured = address in loaded.backend
+    urls = loaded.backend if configured else (address,)
     folder = registry.journal_folder(urls, loaded.journal if configured else None)
-    if folder.is_dir():
-        drain.drain_orphans(folder, (backend.url,))
+    drain.drain_orphans(folder, (address,))
+    waiting = drain.has_journal(folder, address)  # a store that is about to be made
+    backend = registry.open_backend(address, create=create or waiting)
     return Store(
         backend,
         tails=functools.partial(drain.pending_batches, folder, backend.url),

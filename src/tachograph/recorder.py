@@ -144,17 +144,31 @@ class Recorder:
                     "pid_started": host.process_started(os.getpid()),
                     "boot_id": host.boot_id(),
                 }
-                journal = JournalWriter(
-                    self.folder,
-                    uuid7(),
-                    facts,
-                    sync_each=self.config.record.durability == "call",
-                    limit_bytes=self.config.journal_limit,
-                )
+                journal = self._new_journal(facts)
                 self._record_writer(journal)
                 self._drain = _Drain(self, journal)
                 self._journal = journal
             return self._journal
+
+    def _new_journal(self, facts: dict[str, Any]) -> JournalWriter:
+        def make() -> JournalWriter:
+            return JournalWriter(
+                self.folder,
+                uuid7(),
+                facts,
+                sync_each=self.config.record.durability == "call",
+                limit_bytes=self.config.journal_limit,
+            )
+
+        try:
+            return make()
+        except OSError as error:
+            refused, self.folder = self.folder, registry.journal_folder(())
+            if self.folder == refused:
+                raise
+            journal = make()
+            warn_once(f"no journal can be kept in {refused} ({error}); it is in {self.folder}")
+            return journal
 
     def _record_writer(self, journal: JournalWriter) -> None:
         identity, now = self.identity, journal.now_us()

@@ -502,7 +502,8 @@ class Run:
         """Warn once that something was not recorded, or raise where the user wants that."""
         if self.config.record.on_error == "raise":
             raise error
-        warn_once(f"{where}: {error}" if str(error) else f"{where}: {type(error).__name__}")
+        what = str(error) or type(error).__name__
+        warn_once(f"{where}: {what}", key=what)
 
     def __enter__(self) -> Self:
         if current_run() is not self and self.is_open:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from tachograph import host, origin
-from tachograph.config import Config, is_disabled, load_config
+from tachograph.config import Config, RecordConfig, is_disabled, load_config
 from tachograph.current import activate, current_run, deactivate
 from tachograph.identity import PARENT_VARIABLE, derived_id, new_run_id
 from tachograph.recorder import get_recorder
@@ -31,7 +31,7 @@ class InertRun(Run):
         self.parent = self.parent_id = self.name = None
         self.kind, self.attempt, self.fits = "run", 1, 0
         self.by_user = self.is_open = True
-        self.config = load_config({})
+        self.config = Config(None, (), None, {}, None, 0, RecordConfig(), None, {})
 
     def log(self, *_: Any, **__: Any) -> None:
         """Do nothing."""

@@ -1,0 +1,29 @@
+"""Every test starts as a fresh process would: no open run, nothing said, nothing inherited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tachograph import identity, recorder, warning
+from tachograph.run import open_runs
+
+_VARIABLES = (identity.LAUNCH_VARIABLE, identity.PARENT_VARIABLE, identity.RUN_VARIABLE)
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    """End the runs that a test left open, close its journals, and forget what was said."""
+    warning.forget_warnings()
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
+    yield
+    for run in list(open_runs):
+        run.finish(wait=False)
+    for made in list(recorder._recorders):
+        made.close(1.0)
+    recorder._by_destination.clear()
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
