@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tachograph.errors import StoreError, StoreNotFound, StoreTooNew
+from tachograph.host import sync_data, sync_folder
 from tachograph.records import FORMAT_VERSION, TABLES, ColumnType, Row, TableSpec
 
 GROUP_ROWS = 65_536
@@ -77,10 +78,10 @@ def appearing(path: Path, temporary_folder: Path) -> Iterator[Path]:
     temporary = temporary_folder / uuid.uuid4().hex
     try:
         yield temporary
-        _fsync(temporary)
+        _sync_file(temporary)
         make_folder(path.parent)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        sync_folder(str(path.parent))
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -90,13 +91,13 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+        sync_folder(str(folder.parent))
 
 
-def _fsync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_data(descriptor)
     finally:
         os.close(descriptor)
 
@@ -153,6 +154,8 @@ class Folder:
     ----------
     path : Path
         Absolute path of the store.
+    views : str
+        Content of `views.sql` for a new store.
     create : bool
         Whether to make an absent store.
 
@@ -162,7 +165,7 @@ class Folder:
         Nothing is there, or it was written by a newer version.
     """
 
-    def __init__(self, path: Path, *, create: bool) -> None:
+    def __init__(self, path: Path, views: str, *, create: bool) -> None:
         self.path = path
         self.hidden = path / ".tachograph"
         self.temporary = self.hidden / "tmp"
@@ -171,19 +174,20 @@ class Folder:
             if not self._meta.is_file():
                 if not create:
                     raise StoreNotFound(f"no Parquet store at {path}")
-                self._create()
+                self._create(views)
             version = json.loads(self._meta.read_bytes())["format_version"]
         if version > FORMAT_VERSION:
             raise StoreTooNew(
                 f"{path} has format version {version}, this Tachograph reads {FORMAT_VERSION}"
             )
 
-    def _create(self) -> None:
-        for folder in (self.temporary, self.hidden / "cursors", self.hidden / "heartbeat"):
-            make_folder(folder)
+    def _create(self, views: str) -> None:
+        for name in ("tmp", "cursors", "heartbeat", "replaced"):
+            make_folder(self.hidden / name)
         for spec in TABLES.values():
             with self.segment(self.partition(spec.name, NO_ROOT) / "schema.parquet", spec):
                 pass
+        self.put_text(self.path / "views.sql", views)
         self.put_json(self._meta, {"format_version": FORMAT_VERSION})  # last: the store is whole
 
     # -- segments
@@ -238,10 +242,14 @@ class Folder:
 
     # -- small files
 
+    def put_text(self, path: Path, text: str) -> None:
+        """Replace a small file, durable when this returns."""
+        with appearing(path, self.temporary) as temporary:
+            temporary.write_text(text)
+
     def put_json(self, path: Path, content: Any) -> None:
         """Replace a small file by a JSON text, durable when this returns."""
-        with appearing(path, self.temporary) as temporary:
-            temporary.write_text(json.dumps(content))
+        self.put_text(path, json.dumps(content))
 
     def _cursor_path(self, writer: str) -> Path:
         return self.hidden / "cursors" / quote(writer, safe="")
@@ -259,8 +267,37 @@ class Folder:
         content = {"next": following} | ({"roots": roots} if roots else {})
         self.put_json(self._cursor_path(writer), content)
 
+    def heartbeat(self, writer: str) -> int | None:
+        """When a writer was last seen alive (µs); None where it was never."""
+        try:
+            return self._heartbeat_path(writer).stat().st_mtime_ns // 1000
+        except FileNotFoundError:
+            return None
+
     def touch_heartbeat(self, writer: str, time: int) -> None:
-        """Note when a writer was last seen alive (µs)."""
-        path = self.hidden / "heartbeat" / quote(writer, safe="")
+        """Note when a writer was last seen alive (µs); it never goes back."""
+        path = self._heartbeat_path(writer)
+        time = max(time, self.heartbeat(writer) or time)
         path.touch()
         os.utime(path, ns=(time * 1000, time * 1000))
+
+    def _heartbeat_path(self, writer: str) -> Path:
+        return self.hidden / "heartbeat" / quote(writer, safe="")
+
+    # -- merged segments
+
+    def replaced(self, table: str) -> set[str]:
+        """Names of the segments of a keyed table whose rows also lie in a merged one."""
+        return {name for _, record in self.replacements(table) for name in record["files"]}
+
+    def replacements(self, table: str) -> list[tuple[Path, dict[str, Any]]]:
+        """What merges have replaced: per record its path and ``{"at": µs, "files": names}``."""
+        found = []
+        for path in sorted((self.hidden / "replaced").glob(f"{table}.*.json")):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, json.loads(path.read_bytes())))
+        return found
+
+    def put_replacement(self, table: str, merged: str, record: dict[str, Any]) -> None:
+        """Note that the segment `merged` replaces others; it must lie in its folder already."""
+        self.put_json(self.hidden / "replaced" / f"{table}.{merged}.json", record)

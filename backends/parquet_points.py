@@ -220,17 +220,16 @@ class WriterSummaries:
             for row in rows
         }
 
-    def add(self, blocks: Iterable[MetricBlock], next: int) -> Iterator[tuple[SeriesKey, Row]]:
-        """Add the points of a batch that ends before `next`; yield the rows of its series."""
+    def add(self, blocks: Iterable[MetricBlock]) -> Iterator[tuple[SeriesKey, Row]]:
+        """Add the points of a batch; yield the rows of its series."""
         touched: dict[SeriesKey, _State] = {}
-        for block in sorted(blocks, key=lambda block: int(_Calls(block).seq[-1])):
-            rows = np.frombuffer(block.data, block.dtype)
+        arrays = [(block, np.frombuffer(block.data, block.dtype)) for block in blocks if len(block)]
+        for block, rows in sorted(arrays, key=lambda pair: int(pair[1]["seq"][-1])):
             states = [self._states.setdefault(key, _State()) for key in series_keys(block)]
             for start in range(0, len(rows), _SLICE):
                 _add(states, rows["values"][start : start + _SLICE])
             _set_last(states, rows[-1])
             touched.update(zip(series_keys(block), states, strict=True))
-        self.next = next
         for key, state in touched.items():
             change = {"changed_at": state.changed_at, "seq": state.seq, "deleted": 0}
             yield key, state.summary.as_row() | change

@@ -1,0 +1,152 @@
+"""How a batch becomes segments, exactly once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tachograph.backends.parquet_files import NO_ROOT, Folder, rows_table
+from tachograph.backends.parquet_points import POINTS, WriterSummaries, row_groups
+from tachograph.backends.parquet_read import SERIES, Reader
+from tachograph.errors import Gap
+from tachograph.records import TABLES, Batch, MetricBlock, Row
+
+_KEPT_WRITERS = 64
+"""Writers whose summaries are held in memory; those of others are read again."""
+
+
+class BatchWriter:
+    """Writes batches into one store.
+
+    A batch becomes one segment per keyed table, and one per root run in the tables that only
+    grow. Before the first segment the writer's cursor file notes in which partition each run
+    goes, after the last one it moves on. A batch that is sent again after a crash finds there
+    what the first try may have left, and leaves it out; of keyed rows a duplicate is harmless.
+
+    Parameters
+    ----------
+    folder : Folder
+        The store.
+    reader : Reader
+        Reads the same store.
+    """
+
+    def __init__(self, folder: Folder, reader: Reader) -> None:
+        self._folder = folder
+        self._reader = reader
+        self._roots: dict[str, str] = {}
+        self._summaries: OrderedDict[str, WriterSummaries] = OrderedDict()
+
+    def write(self, batch: Batch) -> int:
+        """Store a batch and return the sequence number expected next from its writer."""
+        expected, placed = self._folder.read_cursor(batch.writer)
+        if batch.heartbeat is not None:
+            self._folder.touch_heartbeat(batch.writer, batch.heartbeat)
+        if batch.next <= max(expected, batch.first):
+            return expected
+        if batch.first > expected:
+            raise Gap(batch.writer, expected, batch.first)
+        self._store(batch.since(expected), placed)
+        return batch.next
+
+    def _store(self, batch: Batch, placed: dict[str, str]) -> None:
+        roots = self._place(batch, placed)
+        if roots:
+            self._folder.write_cursor(batch.writer, batch.first, roots)
+        for table in TABLES:
+            if not TABLES[table].grows:
+                self._write_rows(batch, table, NO_ROOT, batch.rows.get(table, ()))
+        self._write_growing(batch, roots, resent=bool(placed))
+        summaries = self._write_summaries(batch)
+        self._folder.write_cursor(batch.writer, batch.next, {})
+        if summaries is not None:  # only now: a batch that failed is counted again
+            summaries.next = batch.next
+            self._summaries[batch.writer] = summaries
+        if len(self._summaries) > _KEPT_WRITERS:
+            self._summaries.popitem(last=False)
+
+    # ------------------------------------------------------------------ partitions
+
+    def _place(self, batch: Batch, placed: dict[str, str]) -> dict[str, str]:
+        """The partition of each run that has rows in a table that grows.
+
+        A run stays where an unfinished try put it. Otherwise it goes to its root, or to itself
+        where no root is known: readers look in both.
+        """
+        for row in batch.rows.get("runs", ()):
+            if row["root_id"] is not None:
+                self._roots[row["run_id"]] = row["root_id"]
+        runs = {block.series.run_id for block in batch.blocks}
+        for table, rows in batch.rows.items():
+            if TABLES[table].grows:
+                runs.update(row["run_id"] for row in rows if row["run_id"] is not None)
+        unknown = runs - placed.keys() - self._roots.keys()
+        if unknown:
+            self._roots |= dict.fromkeys(unknown) | dict(self._reader.roots(sorted(unknown)))
+        return {run: self._roots.get(run) or run for run in sorted(runs)} | placed
+
+    # ------------------------------------------------------------------ segments
+
+    def _write_growing(self, batch: Batch, roots: dict[str, str], *, resent: bool) -> None:
+        blocks: dict[str, list[MetricBlock]] = defaultdict(list)
+        for block in batch.blocks:
+            if len(block):
+                blocks[roots[block.series.run_id]].append(block)
+        for root, part in sorted(blocks.items()):
+            first = self._first(batch, "metrics", root, resent)
+            self._write_points(batch, root, first, [block.since(first) for block in part])
+        for table in ("tensors", "events"):
+            rows: dict[str, list[Row]] = defaultdict(list)
+            for row in batch.rows.get(table, ()):
+                rows[NO_ROOT if row["run_id"] is None else roots[row["run_id"]]].append(row)
+            for root, kept in sorted(rows.items()):
+                first = self._first(batch, table, root, resent)
+                self._write_rows(batch, table, root, [r for r in kept if r["seq"] >= first], first)
+
+    def _first(self, batch: Batch, table: str, root: str, resent: bool) -> int:
+        """First record of the batch that is not in this partition yet."""
+        return max(batch.first, self._folder.covered(table, root, batch.writer) if resent else 0)
+
+    def _write_points(
+        self, batch: Batch, root: str, first: int, blocks: Iterable[MetricBlock]
+    ) -> None:
+        kept = [block for block in blocks if len(block)]
+        if kept:
+            path = self._path(batch, "metrics", root, first)
+            with self._folder.segment(path, TABLES["metrics"], POINTS) as file:
+                for group in row_groups(kept, batch.writer):
+                    file.write_table(group)
+
+    def _write_rows(
+        self, batch: Batch, table: str, root: str, rows: Sequence[Row], first: int | None = None
+    ) -> None:
+        if not rows:
+            return
+        if table == "tensors":
+            rows = sorted(rows, key=lambda row: (row["run_id"] or "", row["name"] or ""))
+        path = self._path(batch, table, root, batch.first if first is None else first)
+        with self._folder.segment(path, TABLES[table]) as file:
+            file.write_table(rows_table(TABLES[table], rows))
+
+    def _path(self, batch: Batch, table: str, root: str, first: int) -> Path:
+        name = self._folder.segment_name(batch.writer, first, batch.next - 1)
+        return self._folder.partition(table, root) / name
+
+    # ------------------------------------------------------------------ summaries
+
+    def _write_summaries(self, batch: Batch) -> WriterSummaries | None:
+        summaries = self._summaries.pop(batch.writer, None)
+        if summaries is not None and summaries.next != batch.first:
+            summaries = None  # another process wrote for this writer meanwhile
+        if not batch.blocks:
+            return summaries
+        if summaries is None:
+            found = self._reader.summaries_of(batch.writer, batch.first) if batch.first else ()
+            summaries = WriterSummaries(batch.first, found)
+        rows = [
+            dict(zip(SERIES, key, strict=True)) | {"writer": batch.writer} | row
+            for key, row in summaries.add(batch.blocks)
+        ]
+        self._write_rows(batch, "summaries", NO_ROOT, rows)
+        return summaries
