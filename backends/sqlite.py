@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +12,17 @@ from typing import Any, BinaryIO
 
 from tachograph.backends.base import Condition, Garbage, Query, table_columns
 from tachograph.backends.content import ContentFolder
-from tachograph.backends.sqlite_schema import (
-    APPLICATION_ID,
-    GROWING,
-    KEYED,
-    create_statements,
-    quote,
-)
+from tachograph.backends.sqlite_file import connect, identity, open_store
+from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
 from tachograph.backends.sqlite_write import BatchWriter
-from tachograph.errors import QueryError, StoreError, StoreNotFound, StoreTooNew
-from tachograph.filesystems import file_system_type, is_network_path
-from tachograph.records import FORMAT_VERSION, Batch
+from tachograph.errors import QueryError, StoreError
+from tachograph.records import Batch
 from tachograph.table import Table
 
-BUSY_SECONDS = 30.0
 GRACE_SECONDS = 3600.0
 """How long a file that no row names is kept: its row may still be on the way."""
 
 _FETCH = 500  # rows at a time; few enough that the garbage collector does not walk over them
-_SETTINGS = (
-    "PRAGMA synchronous = FULL",  # NORMAL loses whole seconds of commits in a power cut
-    "PRAGMA cache_size = -8000",
-    "PRAGMA journal_size_limit = 16777216",
-    "PRAGMA case_sensitive_like = ON",
-)
 _READS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -73,25 +59,18 @@ class SQLiteBackend:
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = url
         self.path = Path("/" + url.removeprefix("sqlite://").lstrip("/"))
-        self._refuse_network()
-        self._connection = _open(self.path, create)
-        self._inode = _inode(self.path)
+        self._connection = open_store(self.path, create)
+        self._identity = identity(self.path)
         self._writer = BatchWriter(self._connection)
         self._content = ContentFolder(self.path.with_name(self.path.name + ".artifacts"))
         self._reader: sqlite3.Connection | None = None
-
-    def _refuse_network(self) -> None:
-        if is_network_path(self.path):
-            raise StoreError(
-                f"{self.path} lies on a network file system ({file_system_type(self.path)}), where"
-                " SQLite cannot keep a file whole; use a local disk, or a Parquet store there:"
-                f" parquet://{self.path.with_suffix('')}"
-            )
 
     # ------------------------------------------------------------------------ writing
 
     def write(self, batch: Batch) -> int:
         """Store a batch and return the sequence number expected next from its writer."""
+        if identity(self.path) != self._identity:
+            raise StoreError(f"{self.path} was removed or replaced while it was open")
         if batch.first == batch.next and batch.heartbeat is None:
             with self._errors():
                 return self._writer.expected(batch.writer)
@@ -101,8 +80,6 @@ class SQLiteBackend:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """All or nothing; on any error it is undone and what was remembered is forgotten."""
-        if _inode(self.path) != self._inode:
-            raise StoreError(f"{self.path} was removed or replaced while it was open")
         with self._errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -145,18 +122,15 @@ class SQLiteBackend:
             text += " ORDER BY " + ", ".join(map(_order, query.order))
         if query.limit is not None:
             text += f" LIMIT {max(0, int(query.limit))}"
+        values = [value for _, values in conditions for value in values]
         with self._errors():
-            values = [value for _, values in conditions for value in values]
-            try:
-                return _fetch(self._connection.execute(text, values), columns)
-            except (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError) as error:
-                raise QueryError(f"a value of the query cannot be compared: {error}") from error
+            return _fetch(self._connection.execute(text, values), columns)
 
     def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
         """Run one SELECT over the tables; QueryError for a mistake in it, or where it writes."""
         if self._reader is None:
             with self._errors():
-                self._reader = _connect(self.path, "mode=ro")
+                self._reader = connect(self.path, "mode=ro")
                 self._reader.execute("PRAGMA query_only = ON")
                 self._reader.set_authorizer(_allow_reading)
         try:
@@ -192,7 +166,7 @@ class SQLiteBackend:
         `bytes` counts the files; the space of rows goes back to the disk, too.
         """
         with self._errors():
-            runs = self._connection.execute(_DELETED_RUNS).fetchall()
+            runs = self._connection.execute(DELETED_RUNS).fetchall()
             points = sum(points for _, _, points in runs)
             files = self._unused_files()
         garbage = Garbage(
@@ -221,7 +195,7 @@ class SQLiteBackend:
 
     def _erase(self, run: int) -> None:
         """Delete the rows of a run, except that of the run itself."""
-        for statement in _ERASE:
+        for statement in ERASE:
             self._connection.execute(statement, {"run": run})
 
     def _shrink(self, erased: bool) -> None:
@@ -232,135 +206,26 @@ class SQLiteBackend:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-_OF_RUN = (*KEYED, *GROWING)
-_DELETED_RUNS = f"""SELECT id, run_id, (
-        SELECT coalesce(sum(count), 0) FROM _series WHERE run = _runs.id)
-    FROM _runs WHERE deleted = 1 AND ({
-    " OR ".join(
-        f"EXISTS (SELECT 1 FROM _{name} WHERE run = _runs.id)" for name in ("series", *_OF_RUN)
-    )
-}) ORDER BY run_id"""
-_ERASE = (
-    "UPDATE _writers SET version = version + 1"
-    " WHERE id IN (SELECT writer FROM _series WHERE run = :run)",
-    "DELETE FROM _calls WHERE (writer, seq) IN (SELECT s.writer, p.seq FROM _series s"
-    " JOIN _points p ON p.series = s.id WHERE s.run = :run)",
-    "DELETE FROM _points WHERE series IN (SELECT id FROM _series WHERE run = :run)",
-    *(f"DELETE FROM _{name} WHERE run = :run" for name in ("series", *_OF_RUN)),
-    "DELETE FROM _documents WHERE id NOT IN"
-    " (SELECT document FROM _provenance WHERE document IS NOT NULL)",
-)
-
-
-# ---------------------------------------------------------------------------- opening
-
-
-def _open(path: Path, create: bool) -> sqlite3.Connection:
-    """Open a store, and make it where there is none and that is wanted."""
-    if create:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder of {path}: {error}") from error
-    elif not path.exists():
-        raise StoreNotFound(_absent(path))
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            return _open_once(path, create)
-        except sqlite3.OperationalError as error:
-            # SQLite does not wait for others while they turn a new file to WAL.
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise StoreError(f"cannot open {path}: {error}") from error
-            time.sleep(0.02)
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"{path} is not a store: {error}") from error
-
-
-def _absent(path: Path) -> str:
-    return f"no store at {path}; it is made when something is recorded, or give another URL"
-
-
-def _open_once(path: Path, create: bool) -> sqlite3.Connection:
-    connection = _connect(path, "mode=rwc" if create else "mode=rw")
-    try:
-        if _is_empty(connection):
-            if not create:
-                raise StoreNotFound(_absent(path))
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("BEGIN IMMEDIATE")
-            if _is_empty(connection):  # nobody else was faster
-                for statement in create_statements():
-                    connection.execute(statement)
-            connection.execute("COMMIT")
-        _check_format(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    """Connect so that transactions are begun by hand, and any one thread at a time may work."""
-    connection = _connect_uri(f"{path.as_uri()}?{mode}")
-    try:
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        connection.close()
-        if not path.exists() or os.access(path.parent, os.W_OK):
-            raise
-        # WAL needs a file beside the store; where none can be made, nobody else writes either.
-        connection = _connect_uri(f"{path.as_uri()}?mode=ro&immutable=1")
-    for setting in _SETTINGS:
-        connection.execute(setting)
-    return connection
-
-
-def _connect_uri(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-
-
-def _is_empty(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-
-
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise StoreError(f"{path} is an SQLite file of another program, not a store")
-    if version > FORMAT_VERSION:
-        raise StoreTooNew(
-            f"{path} has format version {version}, and this Tachograph knows up to"
-            f" {FORMAT_VERSION}; install a newer one"
-        )
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 # ---------------------------------------------------------------------------- queries
 
 
 def _condition(condition: Condition) -> tuple[str, tuple[Any, ...]]:
     """A condition as SQL with places for its values; the column was checked before."""
     column, operator, value = quote(condition.column), condition.operator, condition.value
-    if operator == "in":
-        try:
-            items = json.dumps(list(value), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise QueryError(f"cannot look for {value!r} in {condition.column}") from error
-        return f"{column} IN (SELECT value FROM json_each(?))", (items,)
+    values = list(value) if operator == "in" else [value]
+    if not all(map(_is_comparable, values)):
+        raise QueryError(f"{condition.column} cannot be compared with {value!r}")
+    if operator == "in":  # as one value, because the number of places is limited
+        return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(values),)
     if value is None and operator in ("=", "!="):
         return f"{column} IS {'NOT ' if operator == '!=' else ''}NULL", ()
     return f"{column} {operator.upper()} ?", (value,)
+
+
+def _is_comparable(value: object) -> bool:
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return value is None or isinstance(value, str) or (isinstance(value, float) and value == value)
 
 
 def _order(name: str) -> str:

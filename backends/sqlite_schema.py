@@ -189,13 +189,15 @@ _LATEST_ATTEMPT = """WHERE r.deleted = 0
 
 
 def _metrics(where: str) -> str:
+    # CROSS JOIN keeps the order of the loops: from the points of a series to their calls, never
+    # from all calls of a writer, which may have recorded thousands of runs.
     return f"""SELECT r.run_id, s.name, s.context, s.rank, s.attempt, c.step, c.epoch, c.time,
         p.value, p.special, w.writer, p.seq
         FROM _series s
         JOIN _runs r ON r.id = s.run
         JOIN _writers w ON w.id = s.writer
         JOIN _points p ON p.series = s.id
-        JOIN _calls c ON c.writer = s.writer AND c.seq = p.seq {where}"""
+        CROSS JOIN _calls c ON c.writer = s.writer AND c.seq = p.seq {where}"""
 
 
 _RAW_SUMMARIES = f"""SELECT r.run_id, s.name, s.context, s.rank, s.attempt, {names(SUMMARY, "s.")},
@@ -267,3 +269,25 @@ def merge_run() -> str:
         deleted = coalesce((SELECT deleted FROM _run_changes
             WHERE run = :run AND deleted IS NOT NULL {latest}), 0)
         WHERE id = :run"""
+
+
+# ---------------------------------------------------------------------------- garbage
+
+_OF_RUN = (*KEYED, *GROWING)
+DELETED_RUNS = f"""SELECT id, run_id, (
+        SELECT coalesce(sum(count), 0) FROM _series WHERE run = _runs.id)
+    FROM _runs WHERE deleted = 1 AND ({
+    " OR ".join(
+        f"EXISTS (SELECT 1 FROM _{name} WHERE run = _runs.id)" for name in ("series", *_OF_RUN)
+    )
+}) ORDER BY run_id"""
+ERASE = (
+    "UPDATE _writers SET version = version + 1"
+    " WHERE id IN (SELECT writer FROM _series WHERE run = :run)",
+    "DELETE FROM _calls WHERE (writer, seq) IN (SELECT s.writer, p.seq FROM _series s"
+    " JOIN _points p ON p.series = s.id WHERE s.run = :run)",
+    "DELETE FROM _points WHERE series IN (SELECT id FROM _series WHERE run = :run)",
+    *(f"DELETE FROM _{name} WHERE run = :run" for name in ("series", *_OF_RUN)),
+    "DELETE FROM _documents WHERE id NOT IN"
+    " (SELECT document FROM _provenance WHERE document IS NOT NULL)",
+)

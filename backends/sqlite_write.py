@@ -33,7 +33,7 @@ REMEMBERED_WRITERS = 16
 REMEMBERED_SERIES = 10_000
 REMEMBERED_RUNS = 10_000
 
-_PointRow = tuple[int, int, float | None, str | None]
+_Value = int | float | str | None
 _INSERT_POINT = "INSERT OR REPLACE INTO _points (series, seq, value, special) VALUES (?, ?, ?, ?)"
 _INSERT_POINTS = _INSERT_POINT + ", (?, ?, ?, ?)" * (MANY - 1)
 _INSERT_CALL = (
@@ -237,13 +237,15 @@ class BatchWriter:
         touched = {key: self._find_series(known, key) for key in pieces}
         in_order = sorted(pieces, key=lambda key: touched[key].id)  # neighbours on the disk
         self._insert_points(
-            _point_rows(touched[key].id, piece) for key in in_order for piece in pieces[key]
+            chain.from_iterable(
+                _point_values(touched[key].id, piece) for key in in_order for piece in pieces[key]
+            )
         )
         for key, parts in pieces.items():
             _summarise(touched[key], parts)
         self._connection.executemany(_UPDATE_SERIES, map(_summary_values, touched.values()))
         if len(known.series) > REMEMBERED_SERIES:
-            known.series = touched
+            known.series = touched if len(touched) <= REMEMBERED_SERIES else {}
 
     def _write_calls(
         self, known: _Known, block: MetricBlock, pieces: dict[_Key, list[_Piece]]
@@ -264,13 +266,13 @@ class BatchWriter:
             values = floats[column::width].tolist()
             pieces.setdefault(key, []).append(_Piece(seqs, values, steps[-1], times[-1]))
 
-    def _insert_points(self, groups: Iterable[Iterable[_PointRow]]) -> None:
-        rows = chain.from_iterable(groups)
-        while chunk := list(islice(rows, 100 * MANY)):
-            whole = len(chunk) - len(chunk) % MANY
-            flat = chain.from_iterable(chunk[:whole])
-            self._connection.executemany(_INSERT_POINTS, zip(*[flat] * (4 * MANY), strict=True))
-            self._connection.executemany(_INSERT_POINT, chunk[whole:])
+    def _insert_points(self, values: Iterator[_Value]) -> None:
+        while chunk := list(islice(values, 100 * MANY * 4)):
+            whole = len(chunk) - len(chunk) % (MANY * 4)
+            many, single = iter(chunk[:whole]), iter(chunk[whole:])
+            execute = self._connection.executemany
+            execute(_INSERT_POINTS, zip(*[many] * (MANY * 4), strict=True))
+            execute(_INSERT_POINT, zip(*[single] * 4, strict=True))
 
 
 def _words(typecode: Literal["q", "d"], data: bytes) -> array[Any]:
@@ -291,13 +293,14 @@ def _settled(row: Row) -> Row:
     return row | {name: row.get(name) or ("" if name == "writer" else 0) for name in CHANGE}
 
 
-def _point_rows(series: int, piece: _Piece) -> Iterator[_PointRow]:
-    values = piece.values
-    if math.isfinite(sum(values)) and 0.0 not in values:  # nearly always, and ten times as fast
-        return zip(repeat(series), piece.seqs, values, repeat(None))
-    return (
-        (series, seq, *split_special(value)) for seq, value in zip(piece.seqs, values, strict=True)
-    )
+def _point_values(series: int, piece: _Piece) -> list[_Value]:
+    """The values of rows of `_points` one after the other; a tuple each would cost more."""
+    count, values = len(piece.seqs), piece.values
+    rows: list[_Value] = [None] * (4 * count)
+    rows[0::4], rows[1::4], rows[2::4] = [series] * count, piece.seqs, values
+    if not math.isfinite(sum(values)) or 0.0 in values:  # seldom
+        rows[2::4], rows[3::4] = zip(*map(split_special, values), strict=True)
+    return rows
 
 
 def _summarise(series: _Series, pieces: list[_Piece]) -> None:
