@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from tachograph.backends.memory import MemoryBackend
 from tachograph.backends.wrappers import Mirror, Retry
 from tachograph.errors import Gap, StoreError, StoreNotFound, StoreTooNew
 from tachograph.records import Batch
+from tachograph.registry import backend_class
 from tachograph.table import Table
 from tachograph.testing import BackendContract, dump, make_batch, make_block
+from tachograph.testing.keyed_laws import change, fill
 
 
 class Flaky(MemoryBackend):
@@ -151,6 +154,24 @@ def test_mirror_heals_after_a_failure_of_one(failing_first: bool) -> None:
     assert mirror.write(points(2, 4)) == 4
     assert dump(bad) == dump(good)
     assert len(dump(bad)["metrics"]) == 4
+
+
+def test_mirror_keeps_stores_of_different_kinds_equal(tmp_path: Path) -> None:
+    """SQLite and Parquet, written through one mirror, show the same in every table."""
+    pytest.importorskip("pyarrow")
+    stores = [
+        backend_class("sqlite")(f"sqlite:///{tmp_path}/runs.sqlite", create=True),
+        backend_class("parquet")(f"parquet:///{tmp_path}/runs", create=True),
+    ]
+    mirror = Mirror(*stores)
+    next_ = fill(mirror, "r", "w")
+    fill(mirror, "r", "w", first=next_)
+    fill(mirror, "gone", "w2")
+    change(mirror, "editor", "runs", 10_000, run_id="gone", deleted=1)
+    first, second = map(dump, stores)
+    assert first == second
+    assert [table for table, rows in first.items() if not rows] == ["writers"]
+    mirror.close()
 
 
 def test_mirror_reads_from_the_first() -> None:

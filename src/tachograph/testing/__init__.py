@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["START", "BackendContract", "dump", "make_batch", "make_block", "make_row"]
 
 
+_ASSERTING = (
+    "fixtures",
+    *("write_laws", "values_laws", "keyed_laws", "summaries_laws"),
+    *("query_laws", "abilities_laws", "model_laws"),
+)
+
+
 def __getattr__(name: str) -> Any:
     if name != "BackendContract":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    laws = ("write", "values", "keyed", "summaries", "query", "abilities", "model")
-    pytest.register_assert_rewrite(*(f"{__name__}.{law}_laws" for law in laws))
+    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _ASSERTING))
     from tachograph.testing.contract import BackendContract
 
     return BackendContract

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import pytest
 
 from tachograph.backends.base import Backend, Condition, Operator, Query
 from tachograph.records import Row
-
-
-class BackendClass(Protocol):
-    """What makes a backend, normally its class."""
-
-    __module__: str
-    __name__: str
-
-    def __call__(self, url: str, *, create: bool) -> Backend: ...
 
 
 class StoreFixtures:
