@@ -13,6 +13,7 @@ from typing import Any
 
 from tachograph.backends.base import Condition, Query, table_columns
 from tachograph.listing import Reader
+from tachograph.records import TABLES
 
 DIGESTED = (
     *("runs", "attempts", "params", "tags", "provenance", "artifacts", "events"),
@@ -52,8 +53,20 @@ def digest_table(
     omitted = _LEFT_OUT.get(table, set()) | set(without)
     columns = [name for name in table_columns(table) if name not in omitted]
     found = reader.read(Query(table, where, columns))
-    rows = zip(*(found[name] for name in columns), strict=True)
+    rows = zip(*(_plain(table, name, found[name]) for name in columns), strict=True)
     return f"{sum(map(_digest, rows)) % _MODULUS:064x}"
+
+
+def add_digests(digests: Iterable[str]) -> str:
+    """The digest of all rows together, from the digests of parts of a table."""
+    return f"{sum(int(digest, 16) for digest in digests) % _MODULUS:064x}"
+
+
+def _plain(table: str, column: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Floats as floats and without the sign of zero, which not every store keeps."""
+    if TABLES["metrics" if table == "all_metrics" else table].columns[column] != "float":
+        return values
+    return [None if value is None else value + 0.0 for value in values]
 
 
 def _digest(row: tuple[Any, ...]) -> int:
