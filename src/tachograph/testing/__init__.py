@@ -1,7 +1,7 @@
-"""For authors of backends: laws that every store obeys, and what they are written with.
+"""For authors of backends and callbacks: laws that all obey, and what they are written with.
 
-``from tachograph.testing import BackendContract`` needs pytest and hypothesis; the builders of
-batches and `dump` need nothing.
+`BackendContract` needs pytest and hypothesis, `CallbackContract` pytest; the builders of batches
+and `dump` need nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 from tachograph.testing.builders import START, dump, make_batch, make_block, make_row
 
 if TYPE_CHECKING:
+    from tachograph.testing.callback_contract import CallbackContract
     from tachograph.testing.contract import BackendContract
 
-__all__ = ["START", "BackendContract", "dump", "make_batch", "make_block", "make_row"]
+__all__ = [
+    "START",
+    "BackendContract",
+    "CallbackContract",
+    "dump",
+    "make_batch",
+    "make_block",
+    "make_row",
+]
 
 
 _ASSERTING = (
@@ -24,9 +33,15 @@ _ASSERTING = (
 
 
 def __getattr__(name: str) -> Any:
-    if name != "BackendContract":
+    if name not in ("BackendContract", "CallbackContract"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
+
+    if name == "CallbackContract":
+        pytest.register_assert_rewrite(f"{__name__}.callback_contract")
+        from tachograph.testing.callback_contract import CallbackContract
+
+        return CallbackContract
 
     pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _ASSERTING))
     from tachograph.testing.contract import BackendContract
