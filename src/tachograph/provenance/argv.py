@@ -1,0 +1,70 @@
+"""The command that runs: arguments, entry point, how it was started, working directory."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from tachograph.redaction import redact_argv
+
+
+def collect() -> dict[str, Any]:
+    """Arguments (secrets redacted), the same as shell text, entry script or module, folder."""
+    given = redact_argv(sys.orig_argv)
+    started_by, entry = _entry()
+    return {
+        "argv": redact_argv(sys.argv),
+        "command": shlex.join(given),
+        "original_argv": given,
+        "started_by": started_by,
+        "entry": entry,
+        "working_directory": _working_directory(),
+    }
+
+
+def entry_folder() -> Path:
+    """The folder of the user's entry script; the working directory where there is none.
+
+    A script that belongs to the environment (`pytest`, `torchrun`, ``python -m package``) says
+    nothing about where the user's code lies.
+    """
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None:
+        return Path.cwd()
+    script = Path(file).absolute()
+    installed = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
+    if not script.exists() or any(script.is_relative_to(folder) for folder in installed):
+        return Path.cwd()
+    return script.parent
+
+
+def _entry() -> tuple[str, str | None]:
+    """How Python was started (script, module, pytest, notebook, …) and what it was given."""
+    main = sys.modules.get("__main__")
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if "PYTEST_CURRENT_TEST" in os.environ or "PYTEST_VERSION" in os.environ:
+        return "pytest", os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
+    if "ipykernel" in sys.modules:
+        return "notebook", os.environ.get("JPY_SESSION_NAME")
+    if spec is not None:
+        return "module", str(spec.name).removesuffix(".__main__")
+    if file is not None:
+        return "script", str(Path(file).absolute())
+    if "-c" in sys.orig_argv[1:]:
+        return "command", None
+    return ("interactive" if sys.flags.interactive or _has_terminal() else "stdin"), None
+
+
+def _has_terminal() -> bool:
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # deleted while the process runs in it
+        return None
