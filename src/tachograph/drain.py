@@ -16,7 +16,12 @@ from tachograph import host, registry
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import Gap, StoreError, TachographError
 from tachograph.journal import part_path
-from tachograph.journal_reader import JournalReader, list_journals, read_header
+from tachograph.journal_reader import (
+    JournalReader,
+    complete_row,
+    list_journals,
+    read_header,
+)
 from tachograph.records import Batch, now_us, uuid7
 from tachograph.warning import warn_once
 
@@ -218,10 +223,11 @@ def mark_lost(backend: Backend, writer: str) -> list[str]:
     if not owned:
         return []
     at = max(now_us(), *(row["changed_at"] + 1 for row in owned))
-    change = {"writer": uuid7(), "seq": 0, "changed_at": at, "deleted": 0, "status": "lost"}
-    attempts = [row | change for row in owned]
-    runs = [{"run_id": row["run_id"]} | change for row in owned]
-    backend.write(Batch(change["writer"], 0, 1, rows={"attempts": attempts, "runs": runs}))
+    change = {"changed_at": at, "status": "lost"}
+    marker = uuid7()
+    attempts = [complete_row("attempts", row | change, marker, 0) for row in owned]
+    runs = [complete_row("runs", {"run_id": row["run_id"]} | change, marker, 0) for row in owned]
+    backend.write(Batch(marker, 0, 1, rows={"attempts": attempts, "runs": runs}))
     return [row["run_id"] for row in runs]
 
 

@@ -252,10 +252,11 @@ class JournalReader:
 
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
-    """A row as a store wants it: with writer and seq, and 0 for `deleted` in keyed tables."""
-    done = row | {"writer": writer, "seq": seq}
-    if TABLES[table].key:
-        done.setdefault("deleted", 0)
+    """A row as a store wants it: every column, with writer and seq, and `deleted` as 0."""
+    spec = TABLES[table]
+    done = dict.fromkeys(spec.columns) | row | {"writer": writer, "seq": seq}
+    if spec.key and done["deleted"] is None:
+        done["deleted"] = 0
     return done
 
 
