@@ -88,7 +88,14 @@ class Recording:
         """Whether a run is open for recording."""
         return self.run is not None and self.run.is_open and not isinstance(self.run, InertRun)
 
-    def open(self, framework: str, *, kind: str = "run", resume_id: str | None = None) -> Run:
+    def open(
+        self,
+        framework: str,
+        *,
+        kind: str = "run",
+        resume_id: str | None = None,
+        rank: tuple[int, int, int] | None = None,
+    ) -> Run:
         """Open the run of a fit that starts now, and make it `self.run`.
 
         Parameters
@@ -99,15 +106,20 @@ class Recording:
             Kind of a run that is started here.
         resume_id : str, optional
             Go on with that run as its next attempt, as a checkpoint says.
+        rank : (int, int, int), optional
+            Rank, local rank and world size, where the framework trains in several processes.
         """
         run = self._find(resume_id)
         self.owned = run is None
         if run is None:
-            run = self._start(framework, kind, resume_id)
+            run = self._start(framework, kind, resume_id, rank)
         else:
-            run.fits += 1
-            run.update(framework=framework)
-            self._describe(run)
+            run.fits += kind == "run"  # an evaluation does not take the place of a fit
+            if rank is not None:
+                run.set_rank(*rank)
+            if rank is None or rank[0] == 0:
+                run.update(framework=framework)
+                self._describe(run)
         if self.data is not None:
             run.log_data(self.data)
             self.data = None  # no reference to data stays behind
@@ -149,7 +161,13 @@ class Recording:
             around = self.around
         return around
 
-    def _start(self, framework: str, kind: str, resume_id: str | None) -> Run:
+    def _start(
+        self,
+        framework: str,
+        kind: str,
+        resume_id: str | None,
+        rank: tuple[int, int, int] | None,
+    ) -> Run:
         given = self.given if isinstance(self.given, str) else None
         return start_run(
             project=self.project,
@@ -165,6 +183,7 @@ class Recording:
             config=self.config,
             by_user=False,
             make_current=False,
+            rank=rank,
         )
 
     def _describe(self, run: Run) -> None:

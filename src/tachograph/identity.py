@@ -87,13 +87,27 @@ def new_run_id(identity: Identity, ordinal: int) -> str:
         return check_run_id(given)
     if not identity.launched:
         return uuid7()
-    script = hashlib.sha256("\0".join(sys.argv).encode(errors="surrogateescape")).hexdigest()
-    return str(uuid.uuid5(_NAMESPACE, f"{_launch_id()}/{script}/{ordinal}"))
+    arguments = "\0".join([os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+    script = hashlib.sha256(arguments.encode(errors="surrogateescape")).hexdigest()
+    launch = f"{_launch_id()}/{script}/{_spawned_as(identity)}"
+    return str(uuid.uuid5(_NAMESPACE, f"{launch}/{ordinal}"))
 
 
 def derived_id(parent: str, name: str) -> str:
     """A run id that follows from another id and a name, the same in every process."""
     return str(uuid.uuid5(_NAMESPACE, f"{parent}/{name}"))
+
+
+def _spawned_as(identity: Identity) -> int | None:
+    """What tells one set of spawned ranks from the next that the same process spawns.
+
+    multiprocessing numbers the children of a process, and a launcher starts its ranks in a row.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return None
+    numbers = process.current_process()._identity
+    return numbers[-1] - identity.local_rank if numbers else None
 
 
 def _launch_id() -> str:

@@ -79,9 +79,9 @@ def begin(run: Run, recorder: Recorder) -> Beside:
     """
     from tachograph import provenance
 
-    for section, document in provenance.collect(_AT_ONCE).items():
-        run.log_provenance(section, document)
     if recorder.identity.rank == 0:
+        for section, document in provenance.collect(_AT_ONCE).items():
+            run.log_provenance(section, document)
         recorder.in_background(lambda: _collect_later(run))
     return Beside(run, recorder)
 

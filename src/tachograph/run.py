@@ -400,13 +400,13 @@ class Run:
 
     @guarded
     def _end(self, status: str, error: BaseException | str | None) -> None:
+        message = _error_line(error)
+        if isinstance(error, BaseException):  # of every rank; the row is rank 0's alone
+            self._event("error", message or "", "error", _error_data(error))
         if self._owner != os.getpid():
             return
         if status not in _END_STATUSES:
             raise RecordError(f"a run ends as {', '.join(_END_STATUSES)}, not {status!r}")
-        message = _error_line(error)
-        if isinstance(error, BaseException):
-            self._event("error", message or "", "error", _error_data(error))
         now = self._recorder.now_us()
         ended = {"status": status, "ended_at": now, "error": message}
         self._rows("attempts", self._tried | ended)

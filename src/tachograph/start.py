@@ -71,6 +71,7 @@ def start_run(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     by_user: bool = True,
     make_current: bool = True,
+    rank: tuple[int, int, int] | None = None,
 ) -> Run:
     """Start a run and make it the current one.
 
@@ -102,6 +103,9 @@ def start_run(
         False for a run that a callback starts.
     make_current : bool, default True
         Whether callbacks and `current_run` find it from now on.
+    rank : (int, int, int), optional
+        Rank, local rank and world size, where a framework knows them and its launcher's
+        variables do not say so.
 
     Raises
     ------
@@ -118,6 +122,8 @@ def start_run(
     settings = _settings(config, project, outer)
     if outer is None and settings.record.code == "refuse":
         origin.refuse_uncommitted()
+    if rank is not None:
+        get_recorder(settings).set_rank(*rank)
     run = _make_run(settings, run_id, kind, name, outer, parent, resume, by_user)
     row: Row = {
         "project": settings.project or (None if run.parent_id else origin.default_project()),
@@ -127,7 +133,8 @@ def start_run(
         "hypothesis": hypothesis,
     }
     run.begin({key: value for key, value in row.items() if value is not None}, resumed=resume)
-    _describe(run, tags, params, notes)
+    if get_recorder(settings).identity.rank == 0:
+        _describe(run, tags, params, notes)
     open_runs.add(run)
     if make_current:
         activate(run)
