@@ -36,6 +36,16 @@ for batch in range(batches):
 backend.close()
 """
 
+ROUNDS = 100
+OPEN_MANY = f"""
+import sys, time
+from tachograph.backends.sqlite import SQLiteBackend
+folder, start = sys.argv[1], float(sys.argv[2])
+for number in range({ROUNDS}):
+    time.sleep(max(0.0, start + number * 0.03 - time.time()))
+    SQLiteBackend(f"sqlite://{{folder}}/{{number}}.sqlite", create=True).close()
+"""
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -285,12 +295,24 @@ def test_gc_gives_space_back_and_forgets_ids(backend: SQLiteBackend, url: str) -
     before = backend.path.stat().st_size
     assert other.gc(dry_run=False).points == 20_000
     assert backend.path.stat().st_size < before / 2
-    kept = make_block("kept", {"loss": [7.0]}, seqs=[2002])
-    late = make_block("big", {"m1": [9.0]}, seqs=[2003])
-    other.write(make_batch("v", 0, 2004, blocks=[kept]))
+    kept = make_block("kept", {name: [7.0] for name in values}, seqs=[2002])
+    other.write(make_batch("v", 0, blocks=[kept], events=[{"run_id": "kept", "seq": 0}]))
+    shown = dump(other)
+    late = make_block("big", {name: [9.0] for name in values}, seqs=[2002])
     backend.write(make_batch("w", 2002, blocks=[late]))
-    found = backend.read(Query("metrics", order=("value",), columns=("run_id", "value")))
-    assert {row["run_id"] for row in found} == {"r", "kept"}
+    assert dump(backend) == shown
+    other.close()
+
+
+def test_summary_follows_a_writer_across_processes(backend: SQLiteBackend, url: str) -> None:
+    """A process whose records another one delivered meanwhile does not go on from what it knew."""
+    other = SQLiteBackend(url)
+    for number, store in enumerate([other, backend, backend, other], start=2):
+        block = make_block("r", {"loss": [float(number)]}, seqs=[number])
+        store.write(make_batch("w", number, blocks=[block]))
+    where = (Condition("name", "=", "loss"),)
+    found = backend.read(Query("summaries", where, columns=("last", "min", "max", "count")))
+    assert found.to_pylist() == [{"last": 5.0, "min": 2.0, "max": 5.0, "count": 6}]
     other.close()
 
 
@@ -312,6 +334,16 @@ def test_many_processes_lose_and_double_nothing(url: str) -> None:
     ]
     assert set(backend.read(Query("summaries", columns=("count",)))["count"]) == {16 * 250}
     backend.close()
+
+
+@pytest.mark.slow
+def test_processes_that_make_one_store_at_once_all_open_it(tmp_path: Path) -> None:
+    """SQLite answers 'locked' at once while others turn a new file to WAL; we wait."""
+    command = [sys.executable, "-c", OPEN_MANY, str(tmp_path), str(time.time() + 2)]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(8)]
+    assert [child.communicate(timeout=120)[1] for child in children] == [b""] * 8
+    for number in range(ROUNDS):
+        assert SQLiteBackend(f"sqlite://{tmp_path}/{number}.sqlite").read(Query("runs")).columns
 
 
 @pytest.mark.slow
