@@ -22,6 +22,9 @@ from tachograph.table import Table
 GRACE_SECONDS = 3600.0
 """How long a file that no row names is kept: its row may still be on the way."""
 
+MOST_PLACES = 10_000
+"""Most values in a statement; SQLite uses an index through a view for these, not for JSON."""
+
 _FETCH = 500  # rows at a time; few enough that the garbage collector does not walk over them
 _READS = {
     sqlite3.SQLITE_SELECT,
@@ -215,8 +218,10 @@ def _condition(condition: Condition) -> tuple[str, tuple[Any, ...]]:
     values = list(value) if operator == "in" else [value]
     if not all(map(_is_comparable, values)):
         raise QueryError(f"{condition.column} cannot be compared with {value!r}")
-    if operator == "in":  # as one value, because the number of places is limited
+    if operator == "in" and len(values) > MOST_PLACES:
         return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(values),)
+    if operator == "in":
+        return f"{column} IN ({', '.join('?' * len(values))})", tuple(values)
     if value is None and operator in ("=", "!="):
         return f"{column} IS {'NOT ' if operator == '!=' else ''}NULL", ()
     return f"{column} {operator.upper()} ?", (value,)
