@@ -79,7 +79,7 @@ def rows_of(backend: Backend, prefix: str) -> dict[str, list[Row]]:
 class ModelLaws(StoreFixtures):
     """Splits, repeats, overlaps, interleaving and reopening leave no trace."""
 
-    examples = 30
+    examples = 15
     """How many random histories are tried."""
 
     def test_store_equals_the_model(self, backend: Backend, backend_url: str) -> None:
