@@ -1,0 +1,117 @@
+"""Fingerprints of data: kind, shape, types and a digest of the content.
+
+Recognises the types of other libraries by their names and imports none of them. Never iterates
+what may be a stream, never moves data off a device, and keeps no reference to the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tachograph.provenance import Document, arrays, files, frames, loaders, missing
+from tachograph.provenance.digest import Column, digest_columns, plain_bytes
+from tachograph.values import qualified_name
+
+_DEPTH = 5
+_PARTS = 50
+
+
+def fingerprint(data: Any, *, name: str | None = None) -> Document:
+    """Describe data so that the same content can be recognised.
+
+    Parameters
+    ----------
+    data : any
+        Arrays (numpy, torch, jax, tensorflow, scipy.sparse), frames (pandas, Polars, Arrow),
+        torch datasets and loaders, `tf.data`, `xgboost.DMatrix`, lists, files and folders, and
+        mappings or short tuples of these, such as splits. Anything else is named only.
+    name : str, optional
+        What to call it, for example 'train'.
+
+    Returns
+    -------
+    dict
+        `kind` and, as far as they are known, shape, rows, dtype, bytes, digest. `digest_of` says
+        what the digest covers: 'content', or 'sample' above 64 MB. Never raises: where something
+        fails, `missing` says why.
+    """
+    document = _describe(data, 0)
+    return document if name is None else {"name": name, **document}
+
+
+def _describe(data: Any, depth: int) -> Document:
+    document: Document = {"kind": qualified_name(type(data))}
+    try:
+        document |= _read(data, depth)
+    except Exception as error:
+        document |= {"digest": None, **missing(error)}
+    return document
+
+
+def _read(data: Any, depth: int) -> Document:
+    if depth > _DEPTH:
+        return {"digest": None, "missing": "nested too deeply"}
+
+    def inside(part: Any) -> Document:
+        return _describe(part, depth + 1)
+
+    for kind in _kinds(type(data)):
+        if kind in _HOLDERS:
+            return _HOLDERS[kind](data, inside)
+        if kind in _CONTENTS:
+            return _CONTENTS[kind](data)
+    if isinstance(data, os.PathLike) or (isinstance(data, str) and os.path.exists(data)):
+        return files.path(data)
+    if isinstance(data, Mapping):
+        return _parts({str(key): value for key, value in data.items()}, inside)
+    if isinstance(data, list | tuple | range):
+        return _sequence(data, inside)
+    return {"rows": None, "digest": None, "missing": "content of this kind is not read"}
+
+
+def _kinds(data_type: type) -> list[str]:
+    """``package.Class`` for the class and its bases, the most derived first."""
+    return [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in data_type.__mro__]
+
+
+def _sequence(data: Any, inside: loaders.Inside) -> Document:
+    """A short sequence of arrays or frames by its parts, any other as a column of plain values."""
+    if 0 < len(data) <= _PARTS and any(hasattr(item, "shape") for item in data):
+        return _parts({str(index): item for index, item in enumerate(data)}, inside)
+    column = Column(
+        "", "object", arrays.OBJECT_BYTES, lambda start, stop: plain_bytes(data[start:stop])
+    )
+    return {"rows": len(data), **digest_columns(len(data), [column])}
+
+
+def _parts(parts: Mapping[str, Any], inside: loaders.Inside) -> Document:
+    described = {name: inside(part) for name, part in list(parts.items())[:_PARTS]}
+    return {"parts": described, "more_parts": max(0, len(parts) - _PARTS)}
+
+
+_CONTENTS: dict[str, Callable[[Any], Document]] = {
+    "numpy.ndarray": arrays.numpy_array,
+    "torch.Tensor": arrays.torch_tensor,
+    "jaxlib.Array": arrays.jax_array,
+    "jaxlib.ArrayImpl": arrays.jax_array,
+    "jax.Array": arrays.jax_array,
+    "tensorflow.Tensor": arrays.tensorflow_tensor,
+    "scipy._spbase": arrays.sparse_matrix,
+    "scipy.spmatrix": arrays.sparse_matrix,
+    "pandas.DataFrame": frames.pandas_frame,
+    "pandas.Series": frames.pandas_series,
+    "polars.DataFrame": frames.polars_frame,
+    "polars.Series": frames.polars_series,
+    "pyarrow.Table": frames.arrow_table,
+}
+_HOLDERS: dict[str, Callable[[Any, loaders.Inside], Document]] = {
+    "torch.DataLoader": loaders.torch_loader,
+    "torch.TensorDataset": loaders.torch_tensor_dataset,
+    "torch.Subset": loaders.torch_subset,
+    "torch.ConcatDataset": loaders.torch_concatenated,
+    "torch.Dataset": loaders.torch_dataset,
+    "tensorflow.DatasetV2": loaders.tensorflow_dataset,
+    "xgboost.DMatrix": loaders.xgboost_matrix,
+}

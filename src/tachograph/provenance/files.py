@@ -1,0 +1,73 @@
+"""Fingerprints of files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tachograph.provenance.digest import EXACT_BYTES, Column, combine, digest_columns
+from tachograph.redaction import redact_text
+
+_FILES = 100_000
+_FOLDER_BYTES = 256 << 20
+
+
+def path(data: os.PathLike[str] | str) -> dict[str, Any]:
+    """Size and digest of a file, or of all files below a folder; links are not followed."""
+    found = Path(data)
+    return _folder(found) if found.is_dir() else _file(found)
+
+
+def _file(file: Path) -> dict[str, Any]:
+    """The digest of a file that is read in full is its SHA-256 as any other tool computes it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= EXACT_BYTES:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = {"digest": f"sha256:{content}", "digest_of": "content"}
+        else:
+            digest = digest_columns(size, [Column("", "bytes", 1, partial(_read, stream))])
+    return {"path": redact_text(str(file)), "bytes": size, **digest}
+
+
+def _read(stream: BinaryIO, start: int, stop: int) -> bytes:
+    stream.seek(start)
+    return stream.read(stop - start)
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    """Digest over relative paths, sizes and, up to a limit, the content of each file."""
+    files: list[tuple[str, int]] = []
+    size, more = 0, False
+    for relative, entry_bytes in _walk(folder):
+        if len(files) == _FILES:
+            more = True
+            break
+        files.append((relative, entry_bytes))
+        size += entry_bytes
+    files.sort()
+    contents = size <= _FOLDER_BYTES
+    digest = combine(
+        f"{relative}\0{entry_bytes}\0{_file(folder / relative)['digest'] if contents else ''}\n"
+        for relative, entry_bytes in files
+    )
+    return {
+        "path": redact_text(str(folder)),
+        "files": len(files),
+        "more_files": more,
+        "bytes": size,
+        "digest": None if more else digest,
+        "digest_of": "content" if contents else "names and sizes",
+    }
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, int]]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(parent, name)
+            if not os.path.islink(file) and os.path.isfile(file):
+                yield os.path.relpath(file, folder), os.path.getsize(file)
