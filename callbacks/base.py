@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from tachograph.config import is_disabled
 from tachograph.current import current_run
@@ -42,6 +42,22 @@ KEYWORDS = """
         Data to fingerprint where the framework does not show it.
 """
 """The keywords of every callback, for their docstrings."""
+
+
+class Keywords(TypedDict, total=False):
+    """The keywords of every callback, for type checkers."""
+
+    run: Run | str | None
+    project: str | None
+    name: str | None
+    tags: Any
+    params: Mapping[str, Any] | None
+    notes: str | None
+    config: Any
+    weights: str | None
+    gradients: str | None
+    every: int | str | None
+    data: Any
 
 
 class Recording:
@@ -87,6 +103,13 @@ class Recording:
     def active(self) -> bool:
         """Whether a run is open for recording."""
         return self.run is not None and self.run.is_open and not isinstance(self.run, InertRun)
+
+    @property
+    def own_run_id(self) -> str | None:
+        """Id of the run that this callback started, for a checkpoint; None where there is none."""
+        if self.run is None or not self.owned or isinstance(self.run, InertRun):
+            return None
+        return self.run.run_id
 
     def open(
         self,

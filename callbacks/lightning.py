@@ -1,0 +1,487 @@
+"""Records what a Lightning Trainer does. Knows `lightning` and `pytorch_lightning`, loads neither.
+
+A point's step is the number of optimizer steps done, counting the one that its batch belongs to
+(`trainer.global_step`, which also names checkpoints); its epoch is `trainer.current_epoch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Self, Unpack
+
+from tachograph.callbacks import lightning_facts as facts
+from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
+from tachograph.callbacks.lightning_values import (
+    DeviceValues,
+    NewValues,
+    Where,
+    is_on_host,
+    learning_rates,
+    split_name,
+    synchronised_names,
+)
+from tachograph.run import Run
+from tachograph.values import canonical_json
+
+_NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+_NOT_STATE = ("log", "log_dict", "_state")  # the first two are set by Lightning, and hold the model
+_concrete: dict[tuple[type, tuple[type, ...]], type] = {}
+
+
+def auto_callbacks() -> list[Any]:
+    """What each Trainer gets where TACHOGRAPH_AUTO is 1 or names lightning; nothing otherwise."""
+    wanted = os.environ.get("TACHOGRAPH_AUTO", "").lower().replace(",", " ").split()
+    if not {"1", "true", "lightning"} & set(wanted):
+        return []
+    callback = LightningCallback()
+    callback.is_automatic = True
+    return [callback]
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known during one fit, validation, test or prediction."""
+
+    run: Run
+    rank: int
+    new: NewValues = field(default_factory=NewValues)
+    new_of_batch: NewValues = field(default_factory=NewValues)
+    device: DeviceValues = field(default_factory=DeviceValues)
+    step: int = 0
+    epoch: float = 0
+    steps_done: int = 0
+    rates: dict[str, Any] = field(default_factory=dict)
+    waited: float = 0.0
+    batch_started: float = 0.0
+    ready: float = 0.0
+    epoch_started: float = 0.0
+    evaluation_started: float = 0.0
+    resumed: bool = False
+    logs_late: bool = False  # the module has an on_train_batch_end, which runs after ours
+    seen_loaders: set[str] = field(default_factory=set)
+    saved: tuple[int, float] | None = None  # step and epoch of a checkpoint not looked for yet
+    checkpoints: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class LightningCallback:
+    __doc__ = f"""Record each fit, validation, test and prediction of a Trainer.
+
+    ``Trainer(callbacks=[LightningCallback()])``, of `lightning` or `pytorch_lightning`.
+    {KEYWORDS}
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Make the object a `Callback` of whichever package is loaded, or of both."""
+        if cls in _concrete.values():
+            return object.__new__(cls)
+        bases = _callback_classes()
+        concrete = _concrete.get((cls, bases))
+        if concrete is None:
+            body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_public": cls}
+            concrete = _concrete[cls, bases] = type(cls.__name__, (cls, *bases), body)
+        made: Self = object.__new__(concrete)
+        return made
+
+    def __init__(self, **keywords: Unpack[Keywords]) -> None:
+        self._recording = Recording(**keywords)
+        self._state: _State | None = None
+        self._has_fitted = False
+        self._checkpoint: dict[str, Any] = {}  # what the checkpoint that is being loaded says
+        self._last: tuple[int, float] = (0, 0)  # step and epoch where the last fit ended
+        self.is_automatic = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        public = getattr(type(self), "_public", type(self))
+        return _rebuild, (public,), self.__getstate__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {key: value for key, value in self.__dict__.items() if key not in _NOT_STATE}
+        return kept | {"_state": None, "_has_fitted": False}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; another for each store."""
+        recording = self._recording
+        given = getattr(recording.given, "run_id", recording.given)
+        what = [item for item in (given, recording.config) if item is not None]
+        if not what:
+            return "LightningCallback[auto]" if self.is_automatic else "LightningCallback"
+        return f"LightningCallback[{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:8]}]"
+
+    @hook
+    def state_dict(self) -> dict[str, Any]:
+        """The run to go on with; plain values, which load with ``weights_only=True``."""
+        run_id = self._recording.own_run_id
+        return {} if run_id is None else {"run_id": run_id}
+
+    @hook
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._checkpoint["run_id"] = state_dict.get("run_id")
+
+    @hook
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self._checkpoint["at"] = (checkpoint.get("global_step", 0), checkpoint.get("epoch", 0))
+
+    @hook
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        if self._state is not None and self._state.rank == 0:
+            self._state.saved = (trainer.global_step, trainer.current_epoch)
+
+    # ------------------------------------------------------------------ a fit
+
+    @hook
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._checkpoint = {}
+
+    @hook
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        resume_id = self._checkpoint.get("run_id") if trainer.ckpt_path else None
+        state = self._open(trainer, pl_module, "run", resume_id)
+        if state is not None:
+            state.resumed = resume_id is not None and self._recording.own_run_id == resume_id
+            self._has_fitted = True
+
+    @hook
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Optimizers are there and restored: hooks on them, for weights and gradients, go here.
+        state = self._state
+        if state is None:
+            return
+        state.step = state.steps_done = trainer.global_step
+        state.epoch = trainer.current_epoch
+        state.epoch_started = state.ready = perf_counter()
+        if state.resumed and state.step:
+            state.run.set_first_step(state.step + 1)
+        self._loaders(state, train=trainer.train_dataloader, val=trainer.val_dataloaders)
+
+    @hook
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        state = self._state
+        if state is None:
+            return
+        self._late_values(state, trainer)
+        self._checkpoints(state, trainer)
+        state.epoch = trainer.current_epoch
+        state.epoch_started = state.ready = perf_counter()
+
+    @hook
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        state = self._state
+        if state is None:
+            return
+        if state.logs_late:
+            self._late_values(state, trainer)
+        if state.saved is not None:
+            self._checkpoints(state, trainer)
+        if state.rank == 0:
+            # After the batch a scheduler may have set the rate of the next step already.
+            state.rates = learning_rates(trainer.optimizers)
+        state.batch_started = perf_counter()
+        state.waited = state.batch_started - state.ready
+
+    @hook
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        state = self._state
+        if state is None:
+            return
+        seconds = perf_counter() - state.batch_started
+        done = trainer.global_step
+        if done == 0 and not pl_module.automatic_optimization:  # steps that Lightning cannot see
+            state.step = trainer.fit_loop.total_batch_idx + 1
+        else:
+            state.step = max(done, state.steps_done + 1)
+        state.steps_done = done
+        values = state.rates
+        values["time/step_seconds"] = seconds
+        values["time/data_seconds"] = state.waited
+        values |= self._new_values(state, trainer)
+        self._log(state, values, (state.step, state.epoch, "train"))
+        state.rates = {}
+        state.ready = perf_counter()
+
+    @hook
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        # Metrics are not read here: the first reader would start a collective on its rank alone.
+        state = self._state
+        if state is not None:
+            seconds = {"time/epoch_seconds": perf_counter() - state.epoch_started}
+            self._log(state, seconds, (state.step, state.epoch, "train"))
+
+    @hook
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        state = self._state
+        if state is None:
+            return
+        self._late_values(state, trainer)
+        self._last = (state.step, state.epoch)
+        if state.rank == 0:
+            message, data = facts.why_ended(trainer)
+            state.run.event("status", message, data=data)
+
+    # ------------------------------------------------------------------ evaluation
+
+    @hook
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_start(trainer, pl_module, "validate", val=trainer.val_dataloaders)
+
+    @hook
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_start(trainer, pl_module, "test", test=trainer.test_dataloaders)
+
+    @hook
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_start(trainer, pl_module, "predict", predict=trainer.predict_dataloaders)
+
+    @hook
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self._evaluation_batch_end(trainer, "val")
+
+    @hook
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self._evaluation_batch_end(trainer, "test")
+
+    @hook
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_end(trainer, "val")
+
+    @hook
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_end(trainer, "test")
+
+    @hook
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluation_end(trainer, "predict")
+
+    def _evaluation_start(self, trainer: Any, module: Any, kind: str, **loaders: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn != "fit":
+            self._open_evaluation(trainer, module, kind)
+        elif self._state is not None:
+            self._late_values(self._state, trainer)
+        if self._state is not None:
+            self._loaders(self._state, **loaders)
+            self._state.new_of_batch.take(trainer.logged_metrics)
+            self._state.evaluation_started = perf_counter()
+
+    def _open_evaluation(self, trainer: Any, module: Any, kind: str) -> None:
+        """Go on with the run of the last fit, or start one of this kind."""
+        run = self._recording.reopen() if self._has_fitted else None
+        if run is None:
+            self._open(trainer, module, kind, None)
+        else:
+            self._state = _State(run, trainer.global_rank)
+        if self._state is not None:
+            known = self._last if self._has_fitted else (trainer.global_step, trainer.current_epoch)
+            at = self._checkpoint.get("at") if trainer.ckpt_path else None
+            self._state.step, self._state.epoch = at or known
+
+    def _evaluation_batch_end(self, trainer: Any, phase: str) -> None:
+        state = self._state
+        if state is not None and not trainer.sanity_checking:
+            # Only values logged with on_step=True are computed while batches go by.
+            new = state.new_of_batch.take(trainer.logged_metrics)
+            new = self._own_values(state, trainer, new)
+            if new:
+                self._log(state, new, (state.step, state.epoch, phase))
+
+    def _evaluation_end(self, trainer: Any, phase: str) -> None:
+        state = self._state
+        if state is None or trainer.sanity_checking:
+            return
+        values: dict[str, Any] = {"time/epoch_seconds": perf_counter() - state.evaluation_started}
+        if phase != "predict":
+            values |= self._new_values(state, trainer)
+        self._log(state, values, (state.step, state.epoch, phase))
+        state.ready = perf_counter()
+
+    # ------------------------------------------------------------------ the end
+
+    @hook
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        state = self._state
+        if state is not None:
+            self._checkpoints(state, trainer)
+            self._close("finished", None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Record how the fit failed; whatever happens here, the user gets that exception."""
+        with contextlib.suppress(Exception):
+            state = self._state
+            if state is None:
+                return
+            if not state.run.is_open:  # an evaluation after the fit that the run is of
+                lines = traceback.format_exception(exception)
+                data = {"type": type(exception).__qualname__, "traceback": "".join(lines)}
+                state.run.event("error", repr(exception), level="error", data=data)
+            self._last = (state.step, state.epoch)
+            self._checkpoints(state, trainer)
+            self._close(_status(exception), exception)
+
+    def _close(self, status: str | None, error: BaseException | None) -> None:
+        state, self._state = self._state, None
+        self.__dict__.pop("log", None)  # Lightning's, bound to the model; set again for each fit
+        self.__dict__.pop("log_dict", None)
+        if state is not None:
+            with contextlib.suppress(Exception):
+                self._arrived(state, wait=True)
+        if status is not None:
+            self._recording.close(status, error)
+        elif error is not None:
+            self._recording.fail(error)
+
+    # ------------------------------------------------------------------ inside
+
+    def _open(self, trainer: Any, module: Any, kind: str, resume_id: str | None) -> _State | None:
+        """Open a run and describe the training in it."""
+        self._state = None
+        if self.is_automatic and _other_callback(trainer):
+            return None
+        size = trainer.world_size
+        rank = (trainer.global_rank, trainer.local_rank, size) if size > 1 else None
+        run = self._recording.open(
+            facts.framework(trainer), kind=kind, resume_id=resume_id, rank=rank
+        )
+        if not self._recording.active:
+            return None
+        state = self._state = _State(run, trainer.global_rank)
+        state.logs_late = _overrides(module, "on_train_batch_end")
+        if state.rank == 0:
+            self._describe(run, trainer, module)
+        return state
+
+    def _describe(self, run: Run, trainer: Any, module: Any) -> None:
+        for part in (
+            lambda: facts.hyperparameters(module, trainer.datamodule),
+            lambda: {"trainer": facts.trainer_settings(trainer)},
+            lambda: facts.optimizer_settings(trainer),
+        ):
+            try:
+                run.log_params(part(), source="framework")
+            except Exception as error:  # what one part cannot say must not cost the others
+                self._recording.problem(error, "LightningCallback.on_fit_start")
+        run.log_provenance("model", facts.model_summary(module))
+
+    def _loaders(self, state: _State, **splits: Any) -> None:
+        """Describe the loaders and fingerprint the data of each split, once."""
+        for split, found in splits.items():
+            if state.rank or found is None or split in state.seen_loaders:
+                continue
+            state.seen_loaders.add(split)
+            all_loaders = list(facts.loaders(found))
+            for number, loader in enumerate(all_loaders):
+                name = split if len(all_loaders) == 1 else f"{split}.{number}"
+                settings = {"data": {name: facts.loader_settings(loader)}}
+                state.run.log_params(settings, source="framework")
+                if arrays := facts.arrays(getattr(loader, "dataset", None)):
+                    state.run.log_data(arrays, name)
+
+    def _new_values(self, state: _State, trainer: Any) -> dict[str, Any]:
+        return self._own_values(state, trainer, state.new.take(trainer.callback_metrics))
+
+    def _own_values(self, state: _State, trainer: Any, new: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what rank 0 records for all ranks."""
+        if state.rank == 0 or not new:
+            return new
+        same = synchronised_names(getattr(trainer, "_results", None))
+        return {name: value for name, value in new.items() if split_name(name)[0] not in same}
+
+    def _late_values(self, state: _State, trainer: Any) -> None:
+        """Record what was computed after our hooks: epoch values, and the module's last words.
+
+        Lightning has computed them on all ranks by now, so that reading starts no collective.
+        """
+        if new := self._new_values(state, trainer):
+            self._log(state, new, (state.step, state.epoch, "train"))
+
+    def _log(self, state: _State, values: dict[str, Any], where: Where) -> None:
+        away = {name: value for name, value in values.items() if not is_on_host(value)}
+        if away:
+            state.device.put(where, away)
+            values = {name: value for name, value in values.items() if name not in away}
+        _log_host(state.run, values, where)
+        self._arrived(state, wait=False)
+
+    def _arrived(self, state: _State, *, wait: bool) -> None:
+        for where, values in state.device.arrived(wait=wait):
+            _log_host(state.run, values, where)
+
+    def _checkpoints(self, state: _State, trainer: Any) -> None:
+        """Record checkpoints that were written since the last look, as references."""
+        saved, state.saved = state.saved, None
+        if state.rank or saved is None:
+            return
+        copy = state.run.config.record.checkpoints == "copy"
+        for path in facts.checkpoint_paths(trainer):
+            found = path.stat()
+            mark = (found.st_mtime_ns, found.st_size)
+            if state.checkpoints.get(str(path)) != mark:
+                state.checkpoints[str(path)] = mark
+                name = f"checkpoints/{path.name}"
+                state.run.log_artifact(path, name, kind="checkpoint", step=saved[0], copy=copy)
+
+
+def _log_host(run: Run, values: Mapping[str, Any], where: Where) -> None:
+    """Record values that lie on the host, those of each dataloader in a context of its own."""
+    step, epoch, phase = where
+    by_loader: dict[int | None, dict[str, float]] = {}
+    for full_name, value in values.items():
+        name, loader = split_name(full_name)
+        by_loader.setdefault(loader, {})[name] = float(value)
+    for loader, group in by_loader.items():
+        context: dict[str, Any] = {"phase": phase}
+        if loader is not None:
+            context["dataloader"] = loader
+        run.log(group, step, epoch=epoch, context=context)
+
+
+def _status(error: BaseException) -> str | None:
+    """Interrupted by a signal that Lightning made an exit of; else as the exception says."""
+    return "interrupted" if type(error).__name__ == "SIGTERMException" else None
+
+
+def _overrides(module: Any, method: str) -> bool:
+    own = getattr(type(module), method, None)
+    return own is not None and not own.__module__.startswith(("lightning.", "pytorch_lightning."))
+
+
+def _other_callback(trainer: Any) -> bool:
+    """Whether the user gave the Trainer a callback of ours."""
+    return any(
+        isinstance(callback, LightningCallback) and not callback.is_automatic
+        for callback in trainer.callbacks
+    )
+
+
+def _callback_classes() -> tuple[type, ...]:
+    """`Callback` of each of the two packages that is loaded; of the installed one otherwise."""
+    loaded = [
+        sys.modules[name] for name in _NAMESPACES if hasattr(sys.modules.get(name), "Callback")
+    ]
+    for name in _NAMESPACES:
+        if not loaded:
+            with contextlib.suppress(ModuleNotFoundError):
+                loaded = [importlib.import_module(name)]
+    if not loaded:
+        raise ModuleNotFoundError(
+            "LightningCallback needs Lightning: pip install 'tachograph[lightning]'"
+        )
+    return tuple(module.Callback for module in loaded)
+
+
+def _rebuild(public: type[LightningCallback]) -> LightningCallback:
+    return public.__new__(public)

@@ -1,0 +1,166 @@
+"""The metric values of a Lightning Trainer: which are new, their names, their way to the host.
+
+Knows metric dictionaries and tensors by what they can do; imports no framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Where = tuple[int, float, str]
+"""Step, epoch and phase of some values."""
+
+_DATALOADER = "/dataloader_idx_"
+_IN_FLIGHT = 16  # values of a device without events are taken for arrived behind so many others
+
+
+@functools.lru_cache(maxsize=4096)
+def split_name(name: str) -> tuple[str, int | None]:
+    """Name and dataloader of a metric: ``loss/dataloader_idx_1`` is loss of dataloader 1."""
+    base, found, index = name.rpartition(_DATALOADER)
+    return (base, int(index)) if found and index.isdecimal() else (name, None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _forks(name: str) -> tuple[str, str]:
+    base, found, index = name.rpartition(_DATALOADER)
+    end = found + index if found else ""
+    base = base if found else name
+    return f"{base}_step{end}", f"{base}_epoch{end}"
+
+
+class NewValues:
+    """Finds the values in a Trainer's dictionary of metrics that were not there at the last look.
+
+    A value that Lightning shows again is another tensor on the same memory. Each value is kept
+    until it is replaced, so that its memory cannot be another's.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Any] = {}
+
+    def take(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The new values, without a ``loss`` that only repeats ``loss_step`` or ``loss_epoch``."""
+        seen, new = self._seen, {}
+        for name, value in metrics.items():
+            old = seen.get(name)
+            if old is not None and (old is value or old.data_ptr() == value.data_ptr()):
+                continue
+            seen[name] = value.detach() if value.requires_grad else value
+            step, epoch = _forks(name)
+            if metrics.get(step) is not value and metrics.get(epoch) is not value:
+                new[name] = seen[name]
+        return new
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._seen.clear()
+
+
+def is_on_host(value: Any) -> bool:
+    """Whether reading the value makes no device wait."""
+    return not hasattr(value, "is_cpu") or bool(value.is_cpu)
+
+
+@dataclass(slots=True)
+class _InFlight:
+    where: Where
+    names: Sequence[str]
+    values: Any
+    event: Any = None
+
+
+@dataclass(slots=True)
+class DeviceValues:
+    """Values on their way from an accelerator to the host, which never waits for them.
+
+    They are gathered in one copy per step, and read when the device has passed it.
+    """
+
+    _waiting: deque[_InFlight] = field(default_factory=deque)
+
+    def put(self, where: Where, values: Mapping[str, Any]) -> None:
+        """Send values off."""
+        by_device: dict[Any, dict[str, Any]] = {}
+        for name, value in values.items():
+            by_device.setdefault(value.device, {})[name] = value.detach()
+        for device, group in by_device.items():
+            self._waiting.append(_send(where, tuple(group), list(group.values()), device))
+
+    def arrived(self, *, wait: bool = False) -> Iterator[tuple[Where, dict[str, float]]]:
+        """Values that are on the host by now; all of them with `wait`."""
+        waiting = self._waiting
+        while waiting and (wait or self._has_arrived(waiting[0])):
+            sent = waiting.popleft()
+            if sent.event is not None:
+                sent.event.synchronize()
+            yield sent.where, dict(zip(sent.names, sent.values.tolist(), strict=True))
+
+    def _has_arrived(self, sent: _InFlight) -> bool:
+        if sent.event is not None:
+            return bool(sent.event.query())
+        return len(self._waiting) > _IN_FLIGHT
+
+
+def _send(where: Where, names: Sequence[str], values: list[Any], device: Any) -> _InFlight:
+    torch = sys.modules["torch"]
+    wide = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
+    stacked = torch.stack([value.reshape(()).to(wide) for value in values])
+    if device.type != "cuda":
+        return _InFlight(where, names, stacked)
+    host = torch.empty(stacked.shape, dtype=wide, pin_memory=True)
+    with torch.cuda.device(device):
+        host.copy_(stacked, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+    return _InFlight(where, names, host, event)
+
+
+def synchronised_names(results: Any) -> set[str]:
+    """Names of the metrics in a loop's results that are the same on all ranks.
+
+    What cannot be known counts as different: it is recorded by each rank under its own number.
+    """
+    names: set[str] = set()
+    with contextlib.suppress(AttributeError, TypeError):
+        for metric in results.values():
+            meta = metric.meta
+            if meta.sync.should:
+                names |= {meta.name, meta.forked_name(True)}
+            if meta.sync.should or not metric.is_tensor:  # torchmetrics reduce what they compute
+                names.add(meta.forked_name(False))
+    return names
+
+
+@functools.lru_cache(maxsize=4096)
+def _rate_name(optimizer: int | None, group: int | str | None) -> str:
+    name = "lr" if optimizer is None else f"lr/optimizer_{optimizer}"
+    if group is None:
+        return name
+    return f"{name}/{group}" if isinstance(group, str) else f"{name}/group_{group}"
+
+
+def learning_rates(optimizers: Sequence[Any]) -> dict[str, Any]:
+    """The present learning rate of each group of parameters.
+
+    It is ``lr`` where there is one, else ``lr/optimizer_0``, ``lr/group_1``,
+    ``lr/optimizer_0/group_1``, or the group's own name.
+    """
+    rates: dict[str, Any] = {}
+    several = len(optimizers) > 1
+    for number, optimizer in enumerate(optimizers):
+        groups = optimizer.param_groups
+        for index, group in enumerate(groups):
+            rate = group.get("lr")
+            if rate is None:
+                continue
+            label = group.get("name", index) if len(groups) > 1 else None
+            name = _rate_name(number if several else None, label)
+            rates[name] = rate.detach().clone() if hasattr(rate, "detach") else float(rate)
+    return rates
