@@ -8,9 +8,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tachograph.backends.base import Condition, Garbage, Query, table_columns
+from tachograph.backends.base import Backend, Condition, Garbage, Query, table_columns
 from tachograph.backends.content import ContentFolder
 from tachograph.backends.sqlite_file import connect, identity, open_store
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
@@ -259,3 +259,7 @@ def _distinct(columns: Sequence[str]) -> list[str]:
 
 def _allow_reading(action: int, first: str | None, *_: object) -> int:
     return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+if TYPE_CHECKING:
+    _: Backend = SQLiteBackend("sqlite:////")

@@ -9,13 +9,14 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from typing import Any, Literal
 
 from tachograph.backends.sqlite_schema import (
     CHANGE,
     HIDDEN_FROM,
     KEYED,
+    SEQ_BITS,
     SERIES_KEY,
     SUMMARY,
     merge_run,
@@ -23,7 +24,7 @@ from tachograph.backends.sqlite_schema import (
     own_columns,
     upsert,
 )
-from tachograph.errors import Gap
+from tachograph.errors import Gap, StoreError
 from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Summary, split_special
 
 MANY = 100
@@ -36,9 +37,7 @@ REMEMBERED_RUNS = 10_000
 _Value = int | float | str | None
 _INSERT_POINT = "INSERT OR REPLACE INTO _points (series, seq, value, special) VALUES (?, ?, ?, ?)"
 _INSERT_POINTS = _INSERT_POINT + ", (?, ?, ?, ?)" * (MANY - 1)
-_INSERT_CALL = (
-    "INSERT OR REPLACE INTO _calls (writer, seq, step, epoch, time) VALUES (?, ?, ?, ?, ?)"
-)
+_INSERT_CALL = "INSERT OR REPLACE INTO _calls (id, step, epoch, time) VALUES (?, ?, ?, ?)"
 _FIND_SERIES = f"""SELECT id, {names(SUMMARY)} FROM _series
     WHERE {" AND ".join(f"{name} = ?" for name in SERIES_KEY)}"""
 _INSERT_SERIES = f"INSERT INTO _series ({names(SERIES_KEY)}, count) VALUES (?, ?, ?, ?, ?, ?, 0)"
@@ -109,6 +108,8 @@ class BatchWriter:
             )
         if batch.next <= max(expected, batch.first):
             return expected
+        if batch.next >> SEQ_BITS:
+            raise StoreError(f"writer {batch.writer} has more records than this store numbers")
         batch = batch.since(expected)
         known = self._known(batch.writer)
         self._write_rows(batch)
@@ -257,9 +258,9 @@ class BatchWriter:
         seqs = integers[0::width].tolist()
         times = [time // 1000 for time in integers[1::width]]
         steps = [None if step == NO_STEP else step for step in integers[2::width]]
-        self._connection.executemany(
-            _INSERT_CALL, zip(repeat(known.id), seqs, steps, floats[3::width], times)
-        )
+        epochs = floats[3::width]  # SQLite takes NaN as NULL
+        ids = [(known.id << SEQ_BITS) + seq for seq in seqs]
+        self._connection.executemany(_INSERT_CALL, zip(ids, steps, epochs, times, strict=True))
         run = self._run(series.run_id)
         for column, name in enumerate(series.names, start=4):
             key = (run, name, series.context, series.rank, series.attempt)
