@@ -69,6 +69,9 @@ def _plain(table: str, column: str, values: Sequence[Any]) -> Sequence[Any]:
     return [None if value is None else value + 0.0 for value in values]
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def _digest(row: tuple[Any, ...]) -> int:
-    text = json.dumps(row, separators=(",", ":"), ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest(), "big")
+    text = _encode(row).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest(), "big")
