@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tachograph.backends.base import Backend, Query
+from tachograph.backends.base import Backend, Condition, Query, table_columns
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 
 START = 1_700_000_000_000_000
@@ -95,18 +95,29 @@ def make_batch(
 _CHANGE = ("changed_at", "writer", "seq", "deleted")
 
 
-def dump(backend: Backend) -> dict[str, list[Row]]:
+def dump(backend: Backend, run_ids: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """All rows that users see of a store, in an order of their own, ready for ``==``.
 
     Left out is what a store may choose: of summaries when and by whom they were changed, and
     digits of a mean beyond the twelfth.
+
+    Parameters
+    ----------
+    backend : Backend
+        The store.
+    run_ids : sequence of str, optional
+        Only rows of these runs; the table `writers` is then left out.
     """
-    return {table: _canonical(table, backend) for table in (*TABLES, "all_metrics")}
+    if run_ids is None:
+        return {table: _canonical(backend, Query(table)) for table in (*TABLES, "all_metrics")}
+    tables = [name for name in (*TABLES, "all_metrics") if "run_id" in table_columns(name)]
+    where = (Condition("run_id", "in", run_ids),)
+    return {table: _canonical(backend, Query(table, where)) for table in tables}
 
 
-def _canonical(table: str, backend: Backend) -> list[Row]:
-    rows = backend.read(Query(table)).to_pylist()
-    if table == "summaries":
+def _canonical(backend: Backend, query: Query) -> list[Row]:
+    rows = backend.read(query).to_pylist()
+    if query.table == "summaries":
         rows = [
             {name: value for name, value in row.items() if name not in _CHANGE}
             | {"mean": _round(row["mean"])}
