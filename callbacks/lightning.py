@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 from tachograph.callbacks import lightning_facts as facts
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
+from tachograph.callbacks.lightning_class import EitherCallback
 from tachograph.callbacks.lightning_values import (
-    DeviceValues,
     NewValues,
-    Where,
-    is_on_host,
+    Points,
     learning_rates,
     split_name,
     synchronised_names,
 )
 from tachograph.run import Run
 from tachograph.values import canonical_json
-
-_NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
-_NOT_STATE = ("log", "log_dict", "_state")  # the first two are set by Lightning, and hold the model
-_concrete: dict[tuple[type, tuple[type, ...]], type] = {}
 
 
 def auto_callbacks() -> list[Any]:
@@ -52,9 +45,9 @@ class _State:
 
     run: Run
     rank: int
+    points: Points
     new: NewValues = field(default_factory=NewValues)
     new_of_batch: NewValues = field(default_factory=NewValues)
-    device: DeviceValues = field(default_factory=DeviceValues)
     step: int = 0
     epoch: float = 0
     steps_done: int = 0
@@ -71,24 +64,14 @@ class _State:
     checkpoints: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-class LightningCallback:
+class LightningCallback(EitherCallback):
     __doc__ = f"""Record each fit, validation, test and prediction of a Trainer.
 
     ``Trainer(callbacks=[LightningCallback()])``, of `lightning` or `pytorch_lightning`.
     {KEYWORDS}
     """
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Make the object a `Callback` of whichever package is loaded, or of both."""
-        if cls in _concrete.values():
-            return object.__new__(cls)
-        bases = _callback_classes()
-        concrete = _concrete.get((cls, bases))
-        if concrete is None:
-            body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_public": cls}
-            concrete = _concrete[cls, bases] = type(cls.__name__, (cls, *bases), body)
-        made: Self = object.__new__(concrete)
-        return made
+    _transient: ClassVar[dict[str, Any]] = {"_state": None, "_has_fitted": False}
 
     def __init__(self, **keywords: Unpack[Keywords]) -> None:
         self._recording = Recording(**keywords)
@@ -97,14 +80,6 @@ class LightningCallback:
         self._checkpoint: dict[str, Any] = {}  # what the checkpoint that is being loaded says
         self._last: tuple[int, float] = (0, 0)  # step and epoch where the last fit ended
         self.is_automatic = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        public = getattr(type(self), "_public", type(self))
-        return _rebuild, (public,), self.__getstate__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {key: value for key, value in self.__dict__.items() if key not in _NOT_STATE}
-        return kept | {"_state": None, "_has_fitted": False}
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -209,7 +184,7 @@ class LightningCallback:
         values["time/step_seconds"] = seconds
         values["time/data_seconds"] = state.waited
         values |= self._new_values(state, trainer)
-        self._log(state, values, (state.step, state.epoch, "train"))
+        state.points.log(values, (state.step, state.epoch, "train"))
         state.rates = {}
         state.ready = perf_counter()
 
@@ -219,7 +194,7 @@ class LightningCallback:
         state = self._state
         if state is not None:
             seconds = {"time/epoch_seconds": perf_counter() - state.epoch_started}
-            self._log(state, seconds, (state.step, state.epoch, "train"))
+            state.points.log(seconds, (state.step, state.epoch, "train"))
 
     @hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -245,6 +220,18 @@ class LightningCallback:
     @hook
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         self._evaluation_start(trainer, pl_module, "predict", predict=trainer.predict_dataloaders)
+
+    @hook
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluation_batch_start(trainer, batch_idx, dataloader_idx)
+
+    @hook
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluation_batch_start(trainer, batch_idx, dataloader_idx)
 
     @hook
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -284,11 +271,16 @@ class LightningCallback:
         if run is None:
             self._open(trainer, module, kind, None)
         else:
-            self._state = _State(run, trainer.global_rank)
+            self._state = _State(run, trainer.global_rank, Points(run))
         if self._state is not None:
             known = self._last if self._has_fitted else (trainer.global_step, trainer.current_epoch)
             at = self._checkpoint.get("at") if trainer.ckpt_path else None
             self._state.step, self._state.epoch = at or known
+
+    def _evaluation_batch_start(self, trainer: Any, batch: int, loader: int) -> None:
+        """Pass over the epoch values of the loader before, which have just been computed."""
+        if loader and not batch and self._state is not None and not trainer.sanity_checking:
+            self._state.new_of_batch.take(trainer.logged_metrics)
 
     def _evaluation_batch_end(self, trainer: Any, phase: str) -> None:
         state = self._state
@@ -297,7 +289,7 @@ class LightningCallback:
             new = state.new_of_batch.take(trainer.logged_metrics)
             new = self._own_values(state, trainer, new)
             if new:
-                self._log(state, new, (state.step, state.epoch, phase))
+                state.points.log(new, (state.step, state.epoch, phase))
 
     def _evaluation_end(self, trainer: Any, phase: str) -> None:
         state = self._state
@@ -306,7 +298,7 @@ class LightningCallback:
         values: dict[str, Any] = {"time/epoch_seconds": perf_counter() - state.evaluation_started}
         if phase != "predict":
             values |= self._new_values(state, trainer)
-        self._log(state, values, (state.step, state.epoch, phase))
+        state.points.log(values, (state.step, state.epoch, phase))
         state.ready = perf_counter()
 
     # ------------------------------------------------------------------ the end
@@ -334,11 +326,10 @@ class LightningCallback:
 
     def _close(self, status: str | None, error: BaseException | None) -> None:
         state, self._state = self._state, None
-        self.__dict__.pop("log", None)  # Lightning's, bound to the model; set again for each fit
-        self.__dict__.pop("log_dict", None)
+        self._forget_module()
         if state is not None:
             with contextlib.suppress(Exception):
-                self._arrived(state, wait=True)
+                state.points.arrive(wait=True)
         if status is not None:
             self._recording.close(status, error)
         elif error is not None:
@@ -358,7 +349,7 @@ class LightningCallback:
         )
         if not self._recording.active:
             return None
-        state = self._state = _State(run, trainer.global_rank)
+        state = self._state = _State(run, trainer.global_rank, Points(run))
         state.logs_late = _overrides(module, "on_train_batch_end")
         if state.rank == 0:
             self._describe(run, trainer, module)
@@ -406,19 +397,7 @@ class LightningCallback:
         Lightning has computed them on all ranks by now, so that reading starts no collective.
         """
         if new := self._new_values(state, trainer):
-            self._log(state, new, (state.step, state.epoch, "train"))
-
-    def _log(self, state: _State, values: dict[str, Any], where: Where) -> None:
-        away = {name: value for name, value in values.items() if not is_on_host(value)}
-        if away:
-            state.device.put(where, away)
-            values = {name: value for name, value in values.items() if name not in away}
-        _log_host(state.run, values, where)
-        self._arrived(state, wait=False)
-
-    def _arrived(self, state: _State, *, wait: bool) -> None:
-        for where, values in state.device.arrived(wait=wait):
-            _log_host(state.run, values, where)
+            state.points.log(new, (state.step, state.epoch, "train"))
 
     def _checkpoints(self, state: _State, trainer: Any) -> None:
         """Record checkpoints that were written since the last look, as references."""
@@ -433,20 +412,6 @@ class LightningCallback:
                 state.checkpoints[str(path)] = mark
                 name = f"checkpoints/{path.name}"
                 state.run.log_artifact(path, name, kind="checkpoint", step=saved[0], copy=copy)
-
-
-def _log_host(run: Run, values: Mapping[str, Any], where: Where) -> None:
-    """Record values that lie on the host, those of each dataloader in a context of its own."""
-    step, epoch, phase = where
-    by_loader: dict[int | None, dict[str, float]] = {}
-    for full_name, value in values.items():
-        name, loader = split_name(full_name)
-        by_loader.setdefault(loader, {})[name] = float(value)
-    for loader, group in by_loader.items():
-        context: dict[str, Any] = {"phase": phase}
-        if loader is not None:
-            context["dataloader"] = loader
-        run.log(group, step, epoch=epoch, context=context)
 
 
 def _status(error: BaseException) -> str | None:
@@ -465,23 +430,3 @@ def _other_callback(trainer: Any) -> bool:
         isinstance(callback, LightningCallback) and not callback.is_automatic
         for callback in trainer.callbacks
     )
-
-
-def _callback_classes() -> tuple[type, ...]:
-    """`Callback` of each of the two packages that is loaded; of the installed one otherwise."""
-    loaded = [
-        sys.modules[name] for name in _NAMESPACES if hasattr(sys.modules.get(name), "Callback")
-    ]
-    for name in _NAMESPACES:
-        if not loaded:
-            with contextlib.suppress(ModuleNotFoundError):
-                loaded = [importlib.import_module(name)]
-    if not loaded:
-        raise ModuleNotFoundError(
-            "LightningCallback needs Lightning: pip install 'tachograph[lightning]'"
-        )
-    return tuple(module.Callback for module in loaded)
-
-
-def _rebuild(public: type[LightningCallback]) -> LightningCallback:
-    return public.__new__(public)

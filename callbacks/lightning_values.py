@@ -1,4 +1,4 @@
-"""The metric values of a Lightning Trainer: which are new, their names, their way to the host.
+"""The metric values of a Lightning Trainer: which are new, their names, their way into a run.
 
 Knows metric dictionaries and tensors by what they can do; imports no framework.
 """
@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tachograph.run import Run
 
 Where = tuple[int, float, str]
 """Step, epoch and phase of some values."""
@@ -63,9 +65,36 @@ class NewValues:
         self._seen.clear()
 
 
-def is_on_host(value: Any) -> bool:
-    """Whether reading the value makes no device wait."""
-    return not hasattr(value, "is_cpu") or bool(value.is_cpu)
+class Points:
+    """Records values into a run; those on an accelerator when they have arrived from there."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._device = DeviceValues()
+
+    def log(self, values: Mapping[str, Any], where: Where) -> None:
+        """Record numbers and tensors of one element; no device is waited for."""
+        away = {name: value for name, value in values.items() if not getattr(value, "is_cpu", True)}
+        if away:
+            self._device.put(where, away)
+            values = {name: value for name, value in values.items() if name not in away}
+        self._record(values, where)
+        self.arrive(wait=False)
+
+    def arrive(self, *, wait: bool) -> None:
+        """Record what has arrived from devices; all that is on its way with `wait`."""
+        for where, values in self._device.arrived(wait=wait):
+            self._record(values, where)
+
+    def _record(self, values: Mapping[str, Any], where: Where) -> None:
+        step, epoch, phase = where
+        by_loader: dict[int | None, dict[str, float]] = {}
+        for full_name, value in values.items():
+            name, loader = split_name(full_name)
+            by_loader.setdefault(loader, {})[name] = float(value)
+        for loader, group in by_loader.items():
+            context = {"phase": phase} if loader is None else {"phase": phase, "dataloader": loader}
+            self._run.log(group, step, epoch=epoch, context=context)
 
 
 @dataclass(slots=True)
@@ -86,7 +115,7 @@ class DeviceValues:
     _waiting: deque[_InFlight] = field(default_factory=deque)
 
     def put(self, where: Where, values: Mapping[str, Any]) -> None:
-        """Send values off."""
+        """Send tensors off."""
         by_device: dict[Any, dict[str, Any]] = {}
         for name, value in values.items():
             by_device.setdefault(value.device, {})[name] = value.detach()
