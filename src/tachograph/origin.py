@@ -18,7 +18,7 @@ from tachograph import registry
 from tachograph.errors import ConfigError, StoreError
 from tachograph.records import Row
 from tachograph.redaction import redact_text, redact_value
-from tachograph.values import canonical_json, plain
+from tachograph.values import json_text, plain
 
 if TYPE_CHECKING:
     from tachograph.config import Config
@@ -94,7 +94,7 @@ def _collect_later(run: Run) -> None:
             row = _known.get(section)
         if row is None:
             document = provenance.collect([section])[section]
-            row = provenance_row(section, document)
+            row = _row(section, json_text(document))  # plain and redacted; a diff may be long
             if section in _SAME_FOR_PROCESS:
                 with _known_lock:
                     _known[section] = row
@@ -103,7 +103,10 @@ def _collect_later(run: Run) -> None:
 
 def provenance_row(section: str, document: Mapping[str, Any]) -> Row:
     """The columns of a provenance document, with secrets taken out."""
-    text = canonical_json(redact_value(section, plain(document)))
+    return _row(section, json_text(redact_value(section, plain(document))))
+
+
+def _row(section: str, text: str) -> Row:
     return {
         "section": section,
         "document": text,

@@ -67,18 +67,13 @@ def is_secret_name(name: str) -> bool:
         A variable, key, flag or dotted path, in any spelling (`api_key`, `--api-key`, `apiKey`).
         Of a path, each component counts: what lies under `secrets` is secret.
     """
-    *parents, last = name.strip("-").split(".")
-    if not _is_secret(last) and not any(_is_secret_container(parent) for parent in parents):
-        return False
-    return not _HARMLESS_ENDINGS.intersection(_words(last)[-1:])
+    components = name.strip("-").split(".")
+    harmless = not _HARMLESS_ENDINGS.isdisjoint(_words(components[-1])[-1:])
+    return not harmless and any(map(_is_secret, components))
 
 
 def _words(name: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(name[:200])]
-
-
-def _is_secret_container(name: str) -> bool:
-    return any(_ends_secret(word) for word in _words(name))
 
 
 def _ends_secret(word: str) -> bool:

@@ -27,8 +27,13 @@ def canonical_json(value: Any) -> str:
 
     NaN and infinities, which JSON does not have, become the strings 'nan', 'inf' and '-inf'.
     """
+    return json_text(plain(value))
+
+
+def json_text(value: Any) -> str:
+    """Canonical JSON text of a value that is plain already, at its full length."""
     return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 

@@ -43,7 +43,17 @@ def _collect(section: str) -> Document:
         document: Document = importlib.import_module(f"{__name__}.{section}").collect()
     except Exception as error:
         return missing(error)
-    return document
+    cleaned: Document = _encodable(document)
+    return cleaned
+
+
+def _encodable(value: Any) -> Any:
+    """The value with what UTF-8 cannot hold (names of files in other encodings) as escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def missing(error: Exception) -> Document:

@@ -56,8 +56,8 @@ def _describe(start: Path) -> dict[str, Any]:
     status = _Status(_ask(root, "status", "--porcelain=v2", "--branch", "-z", _ALL_UNTRACKED))
     configured = _configured(root)
     return {
-        "root": _printable(top),
-        "folder": _printable(os.path.relpath(start.resolve(), root.resolve())),
+        "root": top,
+        "folder": os.path.relpath(start.resolve(), root.resolve()),
         "commit": status.commit,
         "branch": status.branch,
         "describe": _describe_commit(root) if status.commit else None,
@@ -88,7 +88,7 @@ class _Status:
                 self.untracked.append(rest)
             elif kind in _FIELDS_BEFORE_PATH:
                 fields = rest.split(" ", _FIELDS_BEFORE_PATH[kind])
-                self.changed[_printable(fields[-1])] = fields[0].replace(".", " ").strip()
+                self.changed[fields[-1]] = fields[0].replace(".", " ").strip()
                 if kind == "2":
                     next(entries, None)  # the path before the renaming
 
@@ -116,7 +116,7 @@ def _configured(root: Path) -> dict[str, str]:
     except _GitError:  # nothing of that name
         return {}
     pairs = (entry.partition("\n") for entry in listing.split("\0") if entry)
-    return {key: _printable(value) for key, _, value in pairs}
+    return {key: value for key, _, value in pairs}
 
 
 def _remote(configured: dict[str, str]) -> str | None:
@@ -135,11 +135,11 @@ def _untracked(root: Path, paths: list[str]) -> dict[str, Any]:
 
 
 def _file(file: Path, path: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"path": redact_text(_printable(path))}
+    entry: dict[str, Any] = {"path": redact_text(path)}
     try:
         found = file.lstat()
         if stat.S_ISLNK(found.st_mode):
-            return entry | {"link": _printable(os.readlink(file))}
+            return entry | {"link": os.readlink(file)}
         entry["bytes"] = found.st_size
         if stat.S_ISREG(found.st_mode) and found.st_size <= _UNTRACKED_BYTES:
             entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -182,11 +182,6 @@ def _decode(data: bytes) -> tuple[str, str]:
         return data.decode("latin-1"), "latin-1"
 
 
-def _printable(text: str) -> str:
-    """The text with bytes that are not UTF-8 (in names of files) written as escapes."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
 # ---------------------------------------------------------------------------- calls
 
 _ALL_UNTRACKED = "--untracked-files=all"
@@ -224,7 +219,7 @@ def _ask(folder: Path, *arguments: str) -> str:
     except OSError as error:
         raise _GitError(f"git cannot be started in {folder}: {error.strerror}") from None
     if answer.returncode != 0:
-        raise _GitError(_printable(os.fsdecode(answer.stderr)).strip()[:500] or "git failed")
+        raise _GitError(os.fsdecode(answer.stderr).strip()[:500] or "git failed")
     return os.fsdecode(answer.stdout)
 
 
