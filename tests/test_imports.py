@@ -40,7 +40,7 @@ TABLE = {
     "callbacks": "callbacks.*",
     "callbacks.base": "run start current identity warning config errors values records",
     "callbacks.*": (
-        "tachograph run start current warning errors values records"
+        "tachograph run start current warning identity errors values records"
         " callbacks callbacks.base callbacks.{family}* callbacks.{shared}"
     ),
     "testing*": "* !callbacks* !backends.* backends.base !cli*",
