@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from tachograph.testing.callback_contract import QUIET, Record
+pytest.register_assert_rewrite("tachograph.testing.callback_contract")
+
+from tachograph.testing.callback_contract import QUIET, Record  # noqa: E402
 
 
 @pytest.fixture
