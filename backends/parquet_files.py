@@ -28,9 +28,10 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tachograph.errors import StoreError, StoreNotFound, StoreTooNew
+from tachograph.backends.parquet_arrays import TYPES, from_list
+from tachograph.errors import StoreError, StoreNotFound, StoreTooNew, TachographError
 from tachograph.host import sync_data, sync_folder
-from tachograph.records import FORMAT_VERSION, TABLES, ColumnType, Row, TableSpec
+from tachograph.records import FORMAT_VERSION, TABLES, Row, TableSpec
 
 GROUP_ROWS = 65_536
 """Rows in a row group: what a writer holds in memory, and what a reader of one series decodes."""
@@ -38,12 +39,6 @@ GROUP_ROWS = 65_536
 NO_ROOT = "_"
 """Partition of rows that belong to no run; its zero-row file makes every glob match."""
 
-TYPES: dict[ColumnType, pa.DataType] = {
-    "text": pa.string(),
-    "json": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-}
 SCHEMAS: dict[str, pa.Schema] = {
     name: pa.schema([(column, TYPES[kind]) for column, kind in spec.columns.items()])
     for name, spec in TABLES.items()
@@ -60,12 +55,12 @@ _SEGMENT = re.compile(r"(.+)-(\d+)-(\d+)\.parquet")
 
 @contextlib.contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Turn what pyarrow and the file system raise into StoreError."""
+    """Turn what the file system, pyarrow and rows of wrong types raise into StoreError."""
     try:
         yield
-    except StoreError:
+    except TachographError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, OverflowError, TypeError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: {error}") from error
 
 
@@ -124,24 +119,10 @@ def open_segment(path: Path, spec: TableSpec, schema: pa.Schema | None = None) -
 
 def rows_table(spec: TableSpec, rows: Sequence[Row]) -> pa.Table:
     """Rows as an Arrow table; NaN becomes NULL, as in SQLite."""
-    columns = [_column([row.get(name) for row in rows], kind) for name, kind in spec.columns.items()]
+    columns = [
+        from_list([row.get(name) for row in rows], kind) for name, kind in spec.columns.items()
+    ]
     return pa.Table.from_arrays(columns, schema=SCHEMAS[spec.name])
-
-
-def _column(values: list[Any], kind: ColumnType) -> pa.Array:
-    try:
-        return pa.array(values, TYPES[kind], from_pandas=True)
-    except (pa.ArrowException, TypeError, UnicodeError, OverflowError):
-        exact = [None if value is None else _coerce(value, kind) for value in values]
-        return pa.array(exact, TYPES[kind], from_pandas=True)
-
-
-def _coerce(value: Any, kind: ColumnType) -> Any:
-    if kind == "int":
-        return int(value)
-    if kind == "float":
-        return float(value)
-    return str(value).encode(errors="backslashreplace").decode()
 
 
 # ---------------------------------------------------------------------------- the folder
@@ -213,9 +194,11 @@ class Folder:
         self, path: Path, spec: TableSpec, schema: pa.Schema | None = None
     ) -> Iterator[pq.ParquetWriter]:
         """Write a segment that appears when the block ends without an error."""
-        with appearing(path, self.temporary) as temporary:
-            with open_segment(temporary, spec, schema) as writer:
-                yield writer
+        with (
+            appearing(path, self.temporary) as temporary,
+            open_segment(temporary, spec, schema) as writer,
+        ):
+            yield writer
 
     def covered(self, table: str, root: str, writer: str) -> int:
         """First sequence number of `writer` behind all of its segments in a partition."""

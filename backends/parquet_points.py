@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from tachograph.backends.parquet_arrays import Numbers, from_list, from_numpy
 from tachograph.backends.parquet_files import GROUP_ROWS, SCHEMAS
 from tachograph.records import NO_STEP, MetricBlock, Row, Summary
 
@@ -24,8 +25,16 @@ POINTS = pa.schema(
 )
 """How points are handed to the Parquet writer; in the file, texts are plain strings."""
 
-SeriesKey = tuple[str, str, str, int, int]
-"""run_id, name, context, rank, attempt"""
+
+class SeriesKey(NamedTuple):
+    """What makes points one series."""
+
+    run_id: str
+    name: str
+    context: str
+    rank: int
+    attempt: int
+
 
 _SIDE_BY_SIDE = 4
 _DELTA_BLOCK = 128  # values in a block of DELTA_BINARY_PACKED
@@ -37,7 +46,7 @@ class _Calls:
 
     def __init__(self, block: MetricBlock) -> None:
         rows = np.frombuffer(block.data, block.dtype)
-        self.values: np.ndarray[Any, Any] = rows["values"]
+        self.values: Numbers = rows["values"]
         self.seq = np.ascontiguousarray(rows["seq"])
         self.time = rows["time"] // 1000
         self.step = np.ascontiguousarray(rows["step"])
@@ -57,10 +66,10 @@ class _Piece:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def gather(self, name: str) -> np.ndarray[Any, Any]:
+    def gather(self, name: str) -> Numbers:
         if name == "value":
             return self.calls.values[self.start : self.stop, self.column]
-        shared: np.ndarray[Any, Any] = getattr(self.calls, name)
+        shared: Numbers = getattr(self.calls, name)
         return shared[self.start : self.stop]
 
 
@@ -68,7 +77,8 @@ def series_keys(block: MetricBlock) -> list[SeriesKey]:
     """The key of each column of a block."""
     series = block.series
     return [
-        (series.run_id, name, series.context, series.rank, series.attempt) for name in series.names
+        SeriesKey(series.run_id, name, series.context, series.rank, series.attempt)
+        for name in series.names
     ]
 
 
@@ -146,30 +156,28 @@ def _cut(bundle: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 def _group(pieces: Sequence[_Piece], writer: str) -> pa.Table:
     lengths = [len(piece) for piece in pieces]
-    run_id, name, context, rank, attempt = (
-        [piece.key[i] for piece in pieces] for i in range(5)
-    )
+    keys = [piece.key for piece in pieces]
     step = _gather(pieces, "step")
     epoch = _gather(pieces, "epoch")
     value, special = _split_special(_gather(pieces, "value"))
     columns: list[pa.Array] = [
-        _repeat_text(run_id, lengths),
-        _repeat_text(name, lengths),
-        _repeat_text(context, lengths),
-        pa.array(np.repeat(np.array(rank, np.int64), lengths)),
-        pa.array(np.repeat(np.array(attempt, np.int64), lengths)),
-        pa.array(step, mask=step == NO_STEP),
-        pa.array(epoch, mask=np.isnan(epoch)),
-        pa.array(_gather(pieces, "time")),
+        _repeat_text([key.run_id for key in keys], lengths),
+        _repeat_text([key.name for key in keys], lengths),
+        _repeat_text([key.context for key in keys], lengths),
+        _repeat_number([key.rank for key in keys], lengths),
+        _repeat_number([key.attempt for key in keys], lengths),
+        from_numpy(step, step != NO_STEP),
+        from_numpy(epoch, ~np.isnan(epoch)),
+        from_numpy(_gather(pieces, "time")),
         value,
         special,
         _repeat_text([writer] * len(pieces), lengths),
-        pa.array(_gather(pieces, "seq")),
+        from_numpy(_gather(pieces, "seq")),
     ]
     return pa.Table.from_arrays(columns, schema=POINTS)
 
 
-def _gather(pieces: Sequence[_Piece], name: str) -> np.ndarray[Any, Any]:
+def _gather(pieces: Sequence[_Piece], name: str) -> Numbers:
     arrays = [piece.gather(name) for piece in pieces]
     return np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
 
@@ -178,13 +186,17 @@ def _repeat_text(texts: Sequence[str], lengths: Sequence[int]) -> pa.DictionaryA
     """Each text as often as its piece has rows; in the file it is a plain string column."""
     codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
     indices = np.repeat(np.array([codes[text] for text in texts], np.int32), lengths)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(codes, pa.string()))
+    return pa.DictionaryArray.from_arrays(from_numpy(indices), from_list([*codes], "text"))
 
 
-_SPECIAL = pa.array(["nan", "inf", "-inf", "-0"])
+def _repeat_number(numbers: Sequence[int], lengths: Sequence[int]) -> pa.Array:
+    return from_numpy(np.repeat(np.array(numbers, np.int64), lengths))
 
 
-def _split_special(values: np.ndarray[Any, Any]) -> tuple[pa.Array, pa.Array]:
+_SPECIAL = from_list(["nan", "inf", "-inf", "-0"], "text")
+
+
+def _split_special(values: Numbers) -> tuple[pa.Array, pa.Array]:
     """The columns `value` and `special`, as `records.split_special` defines them."""
     infinite = ~np.isfinite(values)
     zero = (values == 0.0) & np.signbit(values)
@@ -194,8 +206,8 @@ def _split_special(values: np.ndarray[Any, Any]) -> tuple[pa.Array, pa.Array]:
         code[np.isnan(values)] = 0
     code[zero] = 3
     plain = ~(infinite | zero)
-    special = pa.DictionaryArray.from_arrays(pa.array(code, mask=plain), _SPECIAL)
-    return pa.array(np.where(zero, 0.0, values), mask=infinite), special
+    special = pa.DictionaryArray.from_arrays(from_numpy(code, ~plain), _SPECIAL)
+    return from_numpy(np.where(zero, 0.0, values), ~infinite), special
 
 
 # ---------------------------------------------------------------------------- summaries
@@ -214,7 +226,7 @@ class WriterSummaries:
     def __init__(self, next: int = 0, rows: Iterable[Row] = ()) -> None:
         self.next = next
         self._states = {
-            (row["run_id"], row["name"], row["context"], row["rank"], row["attempt"]): _State(
+            SeriesKey(*(row[name] for name in SeriesKey._fields)): _State(
                 Summary.from_row(row), row["changed_at"], row["seq"]
             )
             for row in rows
@@ -235,7 +247,7 @@ class WriterSummaries:
             yield key, state.summary.as_row() | change
 
 
-def _add(states: Sequence[_State], values: np.ndarray[Any, Any]) -> None:
+def _add(states: Sequence[_State], values: Numbers) -> None:
     finite = np.isfinite(values)
     with np.errstate(over="ignore"):
         totals = values.sum(axis=0, where=finite).tolist()

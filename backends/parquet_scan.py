@@ -6,23 +6,36 @@ Knows files and conditions, nothing about runs. Does without pyarrow.dataset, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tachograph.backends.base import Condition
+from tachograph.backends.parquet_arrays import (
+    Integers,
+    Mask,
+    from_list,
+    from_numpy,
+    join,
+    scalar,
+    to_numpy,
+    valid_of,
+)
 from tachograph.errors import QueryError
 
-Mask = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.int64]
+_MANY = 64  # files from which on threads pay
+_THREADS = 2
 
 REPEATED = frozenset(
-    "run_id name context writer special kind level dtype shape logical_shape".split()
+    {
+        *("run_id", "name", "context", "writer", "special"),
+        *("kind", "level", "dtype", "shape", "logical_shape"),
+    }
 )
 """Text columns with few values in tables that grow; they stay codes until the end."""
 
@@ -31,7 +44,7 @@ REPEATED = frozenset(
 
 
 def scan(
-    files: Iterable[Path],
+    files: Sequence[Path],
     schema: pa.Schema,
     conditions: Sequence[Condition],
     dictionary: Iterable[str] = (),
@@ -40,7 +53,7 @@ def scan(
 
     Parameters
     ----------
-    files : iterable of Path
+    files : sequence of Path
         What to read.
     schema : pyarrow.Schema
         Columns to read, among them those of the conditions; NULL where a file lacks one.
@@ -50,11 +63,18 @@ def scan(
         Columns to read as codes of few texts.
     """
     coded = [name for name in schema.names if name in dictionary]
-    found = [
-        part for path in files if (part := _scan_file(path, schema, conditions, coded)) is not None
-    ]
+
+    def scan_one(path: Path) -> pa.Table | None:
+        return _scan_file(path, schema, conditions, coded)
+
+    if len(files) < _MANY:
+        parts = list(map(scan_one, files))
+    else:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            parts = list(threads.map(scan_one, files))
+    found = [part for part in parts if part is not None]
     if not found:
-        return schema.empty_table()
+        return pa.Table.from_batches([], schema)
     return pa.concat_tables(found)
 
 
@@ -74,6 +94,8 @@ def _scan_file(
 
 def _complete(table: pa.Table, schema: pa.Schema, coded: Sequence[str]) -> pa.Table:
     """Columns in the order of the schema; those that an older file lacks are NULL."""
+    if table.column_names == schema.names:
+        return table
     columns = []
     for field in schema:
         kind = pa.dictionary(pa.int32(), pa.string()) if field.name in coded else field.type
@@ -123,57 +145,55 @@ def filter_table(table: pa.Table, conditions: Iterable[Condition]) -> pa.Table:
     """The rows that satisfy all conditions."""
     keep: Mask = np.ones(table.num_rows, np.bool_)
     for condition in conditions:
-        keep &= matches(table[condition.column], condition)
-    return table if keep.all() else table.filter(pa.array(keep))
+        keep &= _matches(table[condition.column], condition)
+    return keep_rows(table, keep)
 
 
-def matches(column: pa.ChunkedArray, condition: Condition) -> Mask:
+def keep_rows(table: pa.Table, keep: Mask) -> pa.Table:
+    """The rows where `keep` is true."""
+    return table if keep.all() else table.filter(from_numpy(keep))
+
+
+def _matches(column: pa.ChunkedArray, condition: Condition) -> Mask:
     """Which values satisfy a condition; QueryError where they cannot be compared with it."""
     try:
-        parts = [_matches(chunk, condition) for chunk in column.chunks]
-    except (pa.ArrowException, TypeError, OverflowError) as error:
+        return join((_match(chunk, condition) for chunk in column.chunks), np.bool_)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise QueryError(
             f"cannot compare column {condition.column!r} with {condition.value!r}: {error}"
         ) from error
-    return np.concatenate(parts) if parts else np.zeros(0, np.bool_)
 
 
-def _matches(array: pa.Array, condition: Condition) -> Mask:
+def _match(array: pa.Array, condition: Condition) -> Mask:
     if condition.value is None:
-        known = _numpy(array.is_valid())
+        known = valid_of(array)
         return {"=": ~known, "!=": known}.get(condition.operator, np.zeros(len(array), np.bool_))
     if pa.types.is_dictionary(array.type):
-        # one value more, which satisfies nothing, for NULL
-        hits = np.append(_matches(array.dictionary, condition), False)
-        return hits[array.indices.fill_null(len(hits) - 1).to_numpy(zero_copy_only=False)]
-    found = _TESTS[condition.operator](array, condition.value)
-    return _numpy(pc.fill_null(found, False))
-
-
-def _numpy(array: pa.BooleanArray) -> Mask:
-    found: Mask = array.to_numpy(zero_copy_only=False)
-    return found
+        # one more, which satisfies nothing, for NULL
+        hits = np.append(_match(array.dictionary, condition), False)
+        found: Mask = hits[to_numpy(array.indices, len(hits) - 1)]
+        return found
+    return to_numpy(_TESTS[condition.operator](array, condition.value))
 
 
 def _comparable(array: pa.Array, value: Any) -> bool:
-    return isinstance(value, str) == pa.types.is_string(array.type)
-
-
-def _scalar(value: Any) -> Any:
-    return int(value) if isinstance(value, bool) else value
+    return isinstance(value, str) is bool(pa.types.is_string(array.type))
 
 
 def _equal(array: pa.Array, value: Any) -> pa.Array:
     if not _comparable(array, value):  # as in Python, different types are never equal
-        return pc.and_(array.is_null(), False)
-    return pc.equal(array, _scalar(value))
+        return from_numpy(np.zeros(len(array), np.bool_), valid_of(array))
+    return pc.equal(array, scalar(value))
 
 
 def _in(array: pa.Array, values: Iterable[Any]) -> pa.Array:
-    wanted = [_scalar(v) for v in values if v is not None and _comparable(array, v)]
+    wanted = [value for value in values if value is not None and _comparable(array, value)]
+    if pa.types.is_string(array.type):
+        return pc.is_in(array, value_set=from_list(wanted, "text"))
     if pa.types.is_integer(array.type):
         wanted = [int(value) for value in wanted if value == int(value)]
-    return pc.is_in(array, value_set=pa.array(wanted, array.type))
+    known = from_list(wanted, "int" if pa.types.is_integer(array.type) else "float")
+    return pc.and_(pc.is_in(array, value_set=known), array.is_valid())
 
 
 def _like(array: pa.Array, pattern: str) -> pa.Array:
@@ -184,10 +204,10 @@ def _like(array: pa.Array, pattern: str) -> pa.Array:
 _TESTS: dict[str, Callable[[pa.Array, Any], pa.Array]] = {
     "=": _equal,
     "!=": lambda array, value: pc.invert(_equal(array, value)),
-    "<": lambda array, value: pc.less(array, _scalar(value)),
-    "<=": lambda array, value: pc.less_equal(array, _scalar(value)),
-    ">": lambda array, value: pc.greater(array, _scalar(value)),
-    ">=": lambda array, value: pc.greater_equal(array, _scalar(value)),
+    "<": lambda array, value: pc.less(array, scalar(value)),
+    "<=": lambda array, value: pc.less_equal(array, scalar(value)),
+    ">": lambda array, value: pc.greater(array, scalar(value)),
+    ">=": lambda array, value: pc.greater_equal(array, scalar(value)),
     "in": _in,
     "like": _like,
 }
@@ -204,45 +224,19 @@ def sort_table(table: pa.Table, order: Sequence[str]) -> pa.Table:
     for name in order:
         keys.setdefault(name.removeprefix("-"), "descending" if name[0] == "-" else "ascending")
     columns = {name: _plain(table[name]) for name in keys}
-    positions = pc.sort_indices(
-        pa.table(columns), sort_keys=list(keys.items()), null_placement="at_end"
-    )
-    return table.take(positions)
+    # NULLs come last by default.
+    positions = pc.sort_indices(pa.table(columns), sort_keys=list(keys.items()))
+    in_order = to_numpy(positions) == np.arange(len(positions), dtype=np.uint64)
+    return table if in_order.all() else table.take(positions)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def codes(column: pa.ChunkedArray) -> tuple[Positions, list[Any]]:
+def codes(column: pa.ChunkedArray) -> tuple[Integers, list[Any]]:
     """Number the distinct values of a column, NULL among them; return numbers and values."""
-    encoded = pc.dictionary_encode(_plain(column), null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks() if encoded.num_chunks != 1 else encoded.chunk(0)
-    numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return numbers, encoded.dictionary.to_pylist()
-
-
-def to_list(column: pa.ChunkedArray) -> list[Any]:
-    """A column as Python values, NULL as None; much faster than `to_pylist` for long ones."""
-    values: list[Any] = []
-    for chunk in column.chunks:
-        values += _to_list(chunk)
-    return values
-
-
-def _to_list(array: pa.Array) -> list[Any]:
-    if array.null_count == len(array):
-        return [None] * len(array)
-    if pa.types.is_dictionary(array.type):
-        texts = np.array([*array.dictionary.to_pylist(), None], object)
-        numbers = array.indices.fill_null(len(texts) - 1).to_numpy(zero_copy_only=False)
-        return texts[numbers].tolist()  # type: ignore[no-any-return]
-    if pa.types.is_string(array.type):
-        return array.to_pylist()  # type: ignore[no-any-return]
-    if not array.null_count:
-        return array.to_numpy().tolist()  # type: ignore[no-any-return]
-    values: list[Any] = array.fill_null(0).to_numpy().tolist()
-    for position in np.flatnonzero(_numpy(array.is_null())).tolist():
-        values[position] = None
-    return values
+    encoded = pc.dictionary_encode(_plain(column), null_encoding="encode").combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # where it has no chunk
+        return np.zeros(0, np.int64), []
+    return to_numpy(encoded.indices).astype(np.int64), encoded.dictionary.to_pylist()

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from tachograph.backends.base import Garbage, Query
 from tachograph.backends.content import ContentFolder
 from tachograph.backends.parquet_files import SCHEMAS, Folder
-from tachograph.backends.parquet_read import Reader, deciding_rows
-from tachograph.backends.parquet_scan import codes, scan, sort_table
+from tachograph.backends.parquet_merge import deciding_rows
+from tachograph.backends.parquet_read import Reader
+from tachograph.backends.parquet_scan import codes, keep_rows, scan, sort_table
 from tachograph.records import TABLES, TableSpec, now_us
 
 GRACE_SECONDS = 3600.0
@@ -104,7 +105,7 @@ class Upkeep:
         points = size = 0
         for spec, path in growing:
             rows = _runs_in(path)
-            gone = {run: count for run, count in rows.items() if run in deleted}
+            gone = {run: rows[run] for run in deleted & rows.keys()}
             found |= gone.keys()
             points += sum(gone.values()) if spec.name == "metrics" else 0
             size += path.stat().st_size if gone.keys() == rows.keys() else 0
@@ -112,9 +113,9 @@ class Upkeep:
                 self._rewrite(spec, path, deleted, empty=gone.keys() == rows.keys())
         files = self._unused_files(content)
         for spec in keyed:
-            gone_runs = {run for path in self._reader.files(spec.name) for run in _runs_in(path)}
-            found |= gone_runs & deleted
-            if gone_runs & deleted and not dry_run:
+            rows_of = {run for path in self._reader.files(spec.name) for run in _runs_in(path)}
+            found |= rows_of & deleted
+            if rows_of & deleted and not dry_run:
                 self._merge(spec, self._settled(spec), deleted)
                 self._drop_replaced(spec, 0.0)
         if not dry_run:
@@ -150,7 +151,7 @@ class Upkeep:
         }
 
 
-def _runs_in(path: Path) -> Counter[str | None]:
+def _runs_in(path: Path) -> Counter[str]:
     """How many rows of each run a segment holds."""
     table = scan([path], pa.schema([("run_id", pa.string())]), (), ["run_id"])
     numbers, runs = codes(table["run_id"])
@@ -162,4 +163,4 @@ def _without_runs(table: pa.Table, runs: Collection[str]) -> pa.Table:
         return table
     numbers, run_ids = codes(table["run_id"])
     kept = np.array([run not in runs for run in run_ids], np.bool_)
-    return table.filter(pa.array(kept[numbers])) if len(kept) else table
+    return keep_rows(table, kept[numbers]) if len(kept) else table

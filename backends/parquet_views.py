@@ -37,7 +37,8 @@ SELECT {columns} FROM (
     SELECT * REPLACE (
         min(min) OVER series AS min,
         max(max) OVER series AS max,
-        sum(mean * (finite / nullif(sum_finite, 0))) OVER series AS mean,
+        CASE WHEN NOT bool_or(finite > 0 AND mean IS NULL) OVER series
+            THEN sum(mean * (finite / nullif(sum_finite, 0))) OVER series END AS mean,
         CAST(sum(count) OVER series AS BIGINT) AS count,
         sum_finite AS finite)
     FROM (

@@ -6,9 +6,11 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from tachograph.backends.parquet_files import NO_ROOT, Folder, rows_table
 from tachograph.backends.parquet_points import POINTS, WriterSummaries, row_groups
-from tachograph.backends.parquet_read import SERIES, Reader
+from tachograph.backends.parquet_read import Reader
 from tachograph.errors import Gap
 from tachograph.records import TABLES, Batch, MetricBlock, Row
 
@@ -48,6 +50,7 @@ class BatchWriter:
         if batch.first > expected:
             raise Gap(batch.writer, expected, batch.first)
         self._store(batch.since(expected), placed)
+        pa.default_memory_pool().release_unused()  # the next batch may be minutes away
         return batch.next
 
     def _store(self, batch: Batch, placed: dict[str, str]) -> None:
@@ -77,14 +80,15 @@ class BatchWriter:
         for row in batch.rows.get("runs", ()):
             if row["root_id"] is not None:
                 self._roots[row["run_id"]] = row["root_id"]
-        runs = {block.series.run_id for block in batch.blocks}
+        runs: set[str] = {block.series.run_id for block in batch.blocks}
         for table, rows in batch.rows.items():
             if TABLES[table].grows:
                 runs.update(row["run_id"] for row in rows if row["run_id"] is not None)
         unknown = runs - placed.keys() - self._roots.keys()
         if unknown:
-            self._roots |= dict.fromkeys(unknown) | dict(self._reader.roots(sorted(unknown)))
-        return {run: self._roots.get(run) or run for run in sorted(runs)} | placed
+            known = dict(self._reader.roots(sorted(unknown)))
+            self._roots |= {run: known.get(run, run) for run in unknown}
+        return {run: self._roots.get(run, run) for run in sorted(runs)} | placed
 
     # ------------------------------------------------------------------ segments
 
@@ -145,7 +149,7 @@ class BatchWriter:
             found = self._reader.summaries_of(batch.writer, batch.first) if batch.first else ()
             summaries = WriterSummaries(batch.first, found)
         rows = [
-            dict(zip(SERIES, key, strict=True)) | {"writer": batch.writer} | row
+            key._asdict() | {"writer": batch.writer} | row
             for key, row in summaries.add(batch.blocks)
         ]
         self._write_rows(batch, "summaries", NO_ROOT, rows)
