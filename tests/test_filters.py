@@ -253,8 +253,8 @@ def test_versions_have_the_order_of_packages() -> None:
 
 
 def test_packages_are_read_from_each_form_of_the_document() -> None:
-    """A list of packages may be plain, nested, or carry more than versions."""
-    for document in ({"A_b": "1"}, {"packages": {"a.b": {"version": "1", "x": 2}}}):
+    """Versions may be at the top or under a key of their own; names are normalised."""
+    for document in ({"A_b": "1"}, {"versions": {"a.b": "1", "x": None}, "origins": {}}):
         assert package_versions(document) == {"a-b": "1"}
     assert package_versions(["x"]) == {}
 

@@ -210,14 +210,11 @@ def normalise_package(name: str) -> str:
 def package_versions(document: Any) -> dict[str, str]:
     """Normalised name to version, from a provenance document of the section `packages`.
 
-    Its packages are ``{name: version}`` or ``{name: {"version": version}}``, at the top or
-    under the key `packages`.
+    Its packages are ``{name: version}``, at the top or under the key `versions`.
     """
-    if isinstance(document, Mapping) and isinstance(document.get("packages"), Mapping):
-        document = document["packages"]
-    versions: dict[str, str] = {}
-    for name, found in document.items() if isinstance(document, Mapping) else ():
-        version = found.get("version") if isinstance(found, Mapping) else found
-        if isinstance(version, str):
-            versions[normalise_package(name)] = version
-    return versions
+    if isinstance(document, Mapping) and isinstance(document.get("versions"), Mapping):
+        document = document["versions"]
+    if not isinstance(document, Mapping):
+        return {}
+    found = document.items()
+    return {normalise_package(name): text for name, text in found if isinstance(text, str)}
