@@ -1,0 +1,272 @@
+"""The page about one run, and runs side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.rule import Rule
+
+from tachograph.cli.render import (
+    STATUS_STYLES,
+    console,
+    context_label,
+    duration,
+    local_time,
+    print_table,
+    short_id,
+    shown,
+    size,
+    sparkline,
+)
+from tachograph.comparison import Comparison, Difference
+from tachograph.query import Store
+from tachograph.records import now_us
+from tachograph.runrecord import RunRecord
+from tachograph.table import Table
+
+_FEW_METRICS = 40
+_FEW_PARAMS = 60
+_FEW_CHILDREN = 20
+_FEW_EVENTS = 15
+
+
+def document(record: RunRecord) -> dict[str, Any]:
+    """Everything about a run, for a program."""
+    return {
+        "run": record.row,
+        "params": record.params,
+        "tags": record.tags,
+        "metrics": [
+            row | {"context": json.loads(row["context"] or "{}")} for row in record.metrics
+        ],
+        "attempts": record.attempts,
+        "events": record.events,
+        "artifacts": record.artifacts,
+        "children": record.children,
+        "provenance": record.provenance,
+    }
+
+
+def print_page(store: Store, record: RunRecord) -> None:
+    """Print the page about a run."""
+    _head(record)
+    _params(record)
+    _metrics(store, record)
+    _children(record)
+    _events(record)
+    _artifacts(record)
+    _origin(record)
+
+
+def _section(title: str) -> None:
+    console().print()
+    console().print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
+
+
+def _head(record: RunRecord) -> None:
+    row, out = record.row, console()
+    status = record.status
+    name = record.name or short_id(record.run_id)
+    out.print(f"[bold]{name}[/]  [{STATUS_STYLES.get(status, '')}]{status}[/]")
+    started, ended = row["started_at"], row["ended_at"]
+    end = ended or (now_us() if status == "running" else None)
+    facts = {
+        "run": record.run_id,
+        "kind": row["kind"],
+        "part of": row["parent_id"],
+        "project": row["project"],
+        "framework": row["framework"],
+        "started": f"{local_time(started)} by {row['user'] or '?'} on {row['host']}"
+        if started
+        else None,
+        "took": duration(end - started) if started and end else None,
+        "attempt": row["attempt"] if (row["attempt"] or 1) > 1 else None,
+        "tags": ", ".join(f"{k}={v}" if v else k for k, v in record.tags.items()) or None,
+        "description": row["description"],
+        "hypothesis": row["hypothesis"],
+        "verdict": row["verdict"],
+        "error": row["error"],
+    }
+    for key, value in facts.items():
+        if value is not None:
+            out.print(f"[dim]{key:>12}[/]  ", end="")
+            out.print(str(value), markup=False, style="red" if key == "error" else "")
+
+
+def _params(record: RunRecord) -> None:
+    params = record.params
+    if not params:
+        return
+    _section("Parameters")
+    rows = [{"name": path, "value": shown(value)[:100]} for path, value in params.items()]
+    print_table(rows[:_FEW_PARAMS], ("name", "value"))
+    _more(len(rows) - _FEW_PARAMS)
+
+
+def _metrics(store: Store, record: RunRecord) -> None:
+    rows = [row for row in record.metrics if not row["name"].startswith("system/")]
+    if not rows:
+        return
+    _section("Metrics")
+    found = []
+    for row in rows[:_FEW_METRICS]:
+        series = store.series(record.run_id, row["name"], context=row["context"], rank=row["rank"])
+        place = context_label(row["context"])
+        found.append(
+            {
+                "metric": row["name"],
+                "of": place + (f", rank {row['rank']}" if row["rank"] else ""),
+                "last": row["last"],
+                "min": row["min"],
+                "max": row["max"],
+                "points": row["count"],
+                "curve": sparkline(list(series["value"])) if row["count"] > 1 else "",
+            }
+        )
+    print_table(found, ("metric", "of", "last", "min", "max", "points", "curve"))
+    _more(len(rows) - _FEW_METRICS)
+
+
+def _children(record: RunRecord) -> None:
+    children = list(record.children)
+    if not children:
+        return
+    _section("Parts")
+    rows = [
+        child
+        | {
+            "duration": duration(child["ended_at"] - child["started_at"])
+            if child["ended_at"] and child["started_at"]
+            else ""
+        }
+        for child in children
+    ]
+    print_table(
+        rows[:_FEW_CHILDREN],
+        ("run_id", "kind", "name", "status", "duration"),
+        names={"run_id": "run"},
+    )
+    _more(len(rows) - _FEW_CHILDREN)
+
+
+def _events(record: RunRecord) -> None:
+    events = [event for event in record.events if event["kind"] != "console"]
+    if not events:
+        return
+    _section("Events")
+    for event in events[-_FEW_EVENTS:]:
+        style = {"error": "red", "warning": "yellow"}.get(event["level"] or "", "")
+        text = f"{local_time(event['time'])}  {event['kind']}: {event['message']}"
+        console().print(text, style=style, markup=False)
+    trace: dict[str, Any] = next(
+        (json.loads(e["data"]) for e in reversed(events) if e["kind"] == "error" and e["data"]), {}
+    )
+    if "traceback" in trace:
+        console().print(trace["traceback"].rstrip(), style="dim", markup=False)
+
+
+def _artifacts(record: RunRecord) -> None:
+    if not len(record.artifacts):
+        return
+    _section("Files")
+    rows = [
+        {
+            "path": row["path"],
+            "kind": row["kind"],
+            "step": row["step"],
+            "size": size(row["bytes"]),
+            "sha256": (row["sha256"] or "")[:12],
+        }
+        for row in record.artifacts
+    ]
+    print_table(rows, ("path", "kind", "step", "size", "sha256"))
+
+
+def _origin(record: RunRecord) -> None:
+    documents = record.provenance
+    if not documents:
+        return
+    _section("Where it comes from")
+    for label, text in _origin_lines(documents):
+        if text:
+            console().print(f"[dim]{label:>12}[/]  ", end="")
+            console().print(text, markup=False)
+    console().print(
+        f"[dim]{'recorded':>12}  {', '.join(sorted(documents))}; all of it with --json[/]"
+    )
+
+
+def _origin_lines(documents: dict[str, Any]) -> list[tuple[str, str]]:
+    git = documents.get("git") or {}
+    python = documents.get("python") or {}
+    hardware = documents.get("hardware") or {}
+    argv = documents.get("argv") or {}
+    commit = str(git.get("commit") or "")[:12]
+    code = f"{commit} on {git.get('branch') or 'no branch'}" if commit else ""
+    if git.get("dirty"):
+        code += ", with uncommitted changes"
+    packages = (documents.get("packages") or {}).get("versions") or {}
+    cpu = hardware.get("cpu") or {}
+    return [
+        ("code", code or str(git.get("missing") or "")),
+        ("command", str(argv.get("command") or "")),
+        ("python", str(python.get("version") or "").split(" ")[0]),
+        ("packages", f"{len(packages)} recorded" if packages else ""),
+        ("machine", str(cpu.get("model") or "") if isinstance(cpu, dict) else str(cpu)),
+    ]
+
+
+def _more(count: int) -> None:
+    if count > 0:
+        console().print(f"{count} more; all of them with --json", style="dim")
+
+
+# ---------------------------------------------------------------------------- side by side
+
+
+def plain_comparison(result: Comparison | Difference) -> dict[str, Any]:
+    """The tables of a comparison, for a program."""
+    tables = {name: getattr(result, name) for name in result.__dataclass_fields__}
+    return {
+        name: value.to_pylist() if isinstance(value, Table) else value
+        for name, value in tables.items()
+    }
+
+
+def print_comparison(result: Comparison, everything: bool) -> None:
+    """Print runs side by side; what is the same only with `everything`."""
+    _side_by_side("Runs", result.runs, everything=True)
+    _side_by_side("Metrics", result.metrics, everything=True)
+    for title, table in (
+        ("Parameters", result.params),
+        ("Tags", result.tags),
+        ("Code and environment", result.facts),
+    ):
+        _side_by_side(title, table, everything=everything)
+
+
+def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
+    rows = list(table)
+    shown_rows = [row for row in rows if everything or row.get("differs", True)]
+    if not shown_rows:
+        if rows:
+            _section(title)
+            console().print(f"the same in all ({len(rows)} values)", style="dim")
+        return
+    _section(title)
+    columns = [name for name in table.columns if name != "differs"]
+    print_table(shown_rows, columns)
+    same = len(rows) - len(shown_rows)
+    if same:
+        console().print(f"{same} more are the same; --all shows them", style="dim")
+
+
+def print_difference(result: Difference) -> None:
+    """Print how two runs differ, most likely explanations first."""
+    _side_by_side("Runs", result.runs, everything=True)
+    if len(result.changes):
+        _side_by_side("What differs, the likeliest cause first", result.changes, everything=True)
+    else:
+        console().print("\nnothing that is recorded differs but the results", style="dim")
+    _side_by_side("Metrics", result.metrics, everything=True)

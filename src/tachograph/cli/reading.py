@@ -1,0 +1,215 @@
+"""Commands that read: runs, show, compare, diff, tail, sql."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from tachograph import comparison
+from tachograph.cli import page
+from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
+from tachograph.cli.render import (
+    cell,
+    console,
+    context_label,
+    duration,
+    local_time,
+    print_json,
+    print_table,
+    shown,
+)
+from tachograph.errors import QueryError
+from tachograph.query import Store
+from tachograph.records import now_us
+
+DEFAULT = ("run_id", "name", "kind", "status", "project", "framework", "started_at", "duration")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (runs, show, compare, diff, tail, sql):
+        app.command()(command)
+
+
+def runs(
+    where: Annotated[
+        str | None,
+        typer.Option("--where", "-w", help='Filter, such as "metrics.val_loss < 0.1".'),
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(help="Name to sort by; a leading '-' sorts descending.")
+    ] = "-started_at",
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", "-c", help="Names to show, with commas: name,params.lr,metrics.loss.min"
+        ),
+    ] = None,
+    children: Annotated[
+        bool, typer.Option("--children", help="Also trials, folds, steps and other parts.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", help="At most so many.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, newest first."""
+    chosen = _split(columns)
+    with open_for_reading(store) as opened:
+        asked = [c for c in chosen or () if c != "duration"]
+        if chosen and "duration" in chosen:
+            asked += [c for c in ("started_at", "ended_at", "status") if c not in asked]
+        table = opened.runs(where, sort, asked or None, children, limit)
+        if as_json:
+            print_json(table)
+            return
+        rows = [_with_duration(row) for row in table]
+        if not rows:
+            console().print("no runs" if where is None else f"no run fits {where!r}")
+            return
+        print_table(rows, chosen or _useful(rows), names={"run_id": "run"})
+        if limit is not None and len(rows) == limit:
+            console().print(f"the first {limit}; more with --limit", style="dim")
+
+
+def _split(columns: str | None) -> list[str] | None:
+    if columns is None:
+        return None
+    names, depth, start = [], 0, 0
+    for position, letter in enumerate(columns):  # commas inside metrics['a', phase='b'] stay
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            names.append(columns[start:position].strip())
+            start = position + 1
+    names.append(columns[start:].strip())
+    return [name for name in names if name]
+
+
+def _useful(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name in DEFAULT if any(row.get(name) not in (None, "") for row in rows)]
+
+
+def _with_duration(row: dict[str, Any]) -> dict[str, Any]:
+    start, end = row.get("started_at"), row.get("ended_at")
+    if end is None and row.get("status") == "running":
+        end = now_us()
+    return row | {"duration": duration(end - start) if start and end else None}
+
+
+def show(run: RunArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show one run: parameters, metrics with their curves, events, files, where it comes from."""
+    with open_for_reading(store) as opened:
+        record = opened.run(run)
+        if as_json:
+            print_json(page.document(record))
+        else:
+            page.print_page(opened, record)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN [RUN...]", help="Runs to compare.")],
+    everything: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side: metrics, parameters, tags, code and environment."""
+    with open_for_reading(store) as opened:
+        result = comparison.compare(opened, [opened.resolve(name) for name in runs])
+        if as_json:
+            print_json(page.plain_comparison(result))
+        else:
+            page.print_comparison(result, everything)
+
+
+def diff(
+    first: RunArgument,
+    second: RunArgument,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how two runs differ, in the order of what most likely explains it."""
+    with open_for_reading(store) as opened:
+        result = comparison.diff(opened, opened.resolve(first), opened.resolve(second))
+        if as_json:
+            print_json(page.plain_comparison(result))
+        else:
+            page.print_difference(result)
+
+
+def tail(
+    run: RunArgument,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="Only these metrics.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the run ends.")
+    ] = True,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Points to begin with.")] = 10,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the points of a run as they are recorded."""
+    seen: dict[tuple[str, str], int] = {}
+    first = True
+    while True:
+        with open_for_reading(store) as opened:
+            record = opened.run(run)
+            run = record.run_id
+            points = _new_points(opened, run, metric, seen)
+            for point in points[-lines:] if first else points:
+                _print_point(point, as_json)
+            if not follow or record.status != "running":
+                if not as_json:
+                    console().print(f"{record.status}", style="dim")
+                return
+        first = False
+        time.sleep(1.0)
+
+
+def _new_points(
+    store: Store, run: str, metrics: list[str] | None, seen: dict[tuple[str, str], int]
+) -> list[dict[str, Any]]:
+    found = []
+    for row in store.metrics_of(run):
+        key = (row["name"], row["context"])
+        if (metrics and row["name"] not in metrics) or row["count"] == seen.get(key):
+            continue
+        points = store.series(run, row["name"], context=row["context"], rank=row["rank"])
+        found += [
+            {"name": row["name"], "context": row["context"]} | point
+            for point in list(points)[seen.get(key, 0) :]
+        ]
+        seen[key] = len(points)
+    return sorted(found, key=lambda point: point["time"])
+
+
+def _print_point(point: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        from tachograph.values import plain
+
+        print(json.dumps(plain(point), ensure_ascii=False), flush=True)
+        return
+    place = context_label(point["context"])
+    step = "" if point["step"] is None else f"step {point['step']}"
+    name = f"{point['name']} ({place})" if place else point["name"]
+    print(f"{local_time(point['time'])}  {step:>12}  {name} = {shown(point['value'])}", flush=True)
+
+
+def sql(
+    query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the tables.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a query over the tables, read only."""
+    with open_for_reading(store) as opened:
+        table = opened.sql(query)
+        if as_json:
+            print_json(table)
+        elif not table.columns:
+            raise QueryError("the query gives no columns")
+        else:
+            rows = [{name: cell("", value).plain for name, value in row.items()} for row in table]
+            print_table(rows, table.columns)

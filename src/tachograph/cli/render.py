@@ -1,0 +1,170 @@
+"""Tables, numbers and times for a person or for a program."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tachograph.table import Table
+from tachograph.values import plain
+
+STATUS_STYLES = {
+    "running": "cyan",
+    "finished": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "pruned": "yellow",
+    "lost": "magenta",
+}
+_TIMES = ("started_at", "ended_at", "time", "last_time", "heartbeat_at", "changed_at")
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def console() -> Console:
+    """Where text for a person goes; wide where it is piped, so that no line is cut."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; tables are lists of objects."""
+    if isinstance(value, Table):
+        value = value.to_pylist()
+    print(json.dumps(_whole(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _whole(value: Any) -> Any:
+    """As JSON, without the limits that keep a record small."""
+    if isinstance(value, Table):
+        return [_whole(row) for row in value]
+    if isinstance(value, Mapping):
+        return {str(key): _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return value if isinstance(value, str) else plain(value)
+
+
+def print_table(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    title: str | None = None,
+    names: Mapping[str, str] | None = None,
+    styles: Mapping[str, str] | None = None,
+) -> None:
+    """Print rows for a person: times as local time, numbers short, status in colour."""
+    table = RichTable(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    found = [dict(row) for row in rows]
+    for column in columns:
+        numeric = any(
+            isinstance(row.get(column), int | float) and column not in _TIMES for row in found
+        )
+        table.add_column(
+            (names or {}).get(column, column),
+            justify="right" if numeric else "left",
+            style=(styles or {}).get(column, ""),
+            overflow="fold",
+            header_style="bold",
+        )
+    for row in found:
+        table.add_row(*(cell(column, row.get(column)) for column in columns))
+    console().print(table)
+
+
+def cell(column: str, value: Any) -> Text:
+    """One value of a column, as a person reads it."""
+    if value is None:
+        return Text("")
+    if column in _TIMES and isinstance(value, int):
+        return Text(local_time(value))
+    if column == "status":
+        return Text(str(value), style=STATUS_STYLES.get(str(value), ""))
+    if column in ("run_id", "parent_id", "root_id"):
+        return Text(short_id(str(value)))
+    return Text(shown(value))
+
+
+def shown(value: Any) -> str:
+    """A value in few characters: floats with five digits, the rest as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: ""}[value]
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(plain(value), ensure_ascii=False)
+    return str(value)
+
+
+def short_id(run_id: str) -> str:
+    """The end of a long id, which tells runs of one second apart; others as they are.
+
+    Ids that sort by time begin alike; the last eight characters are random, and every command
+    takes them.
+    """
+    return run_id[-8:] if len(run_id) == 36 else run_id
+
+
+def local_time(microseconds: int) -> str:
+    """Local date and time to the second."""
+    moment = datetime.datetime.fromtimestamp(microseconds / 1e6)
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(microseconds: int | None) -> str:
+    """A length of time as a person says it."""
+    if microseconds is None:
+        return ""
+    seconds = microseconds / 1e6
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def size(count: int | None) -> str:
+    """Bytes as a person says them."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def sparkline(values: Sequence[float | None], width: int = 24) -> str:
+    """A curve in one line: the mean of each part; '×' where nothing in it is a finite number."""
+    if not values:
+        return ""
+    parts = min(width, len(values))
+    means = []
+    for part in range(parts):
+        piece = values[part * len(values) // parts : (part + 1) * len(values) // parts]
+        finite = [v for v in piece if v is not None and math.isfinite(v)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
+    known = [mean for mean in means if not math.isnan(mean)]
+    if not known:
+        return "×" * parts
+    low, high = min(known), max(known)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join("×" if math.isnan(m) else _BARS[round((m - low) * scale)] for m in means)
+
+
+def context_label(context: str) -> str:
+    """A context in few characters: ``phase=train, fold=3``."""
+    try:
+        pairs = json.loads(context or "{}")
+    except ValueError:
+        return context
+    return ", ".join(f"{key}={shown(value)}" for key, value in pairs.items())
