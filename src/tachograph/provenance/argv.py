@@ -46,13 +46,13 @@ def _entry() -> tuple[str, str | None]:
     """How Python was started (script, module, pytest, notebook, …) and what it was given."""
     main = sys.modules.get("__main__")
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    if "PYTEST_CURRENT_TEST" in os.environ or "PYTEST_VERSION" in os.environ:
-        return "pytest", os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
+    if "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
+        return "pytest", os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     if "ipykernel" in sys.modules:
         return "notebook", os.environ.get("JPY_SESSION_NAME")
     if spec is not None:
         return "module", str(spec.name).removesuffix(".__main__")
-    if file is not None:
+    if file is not None and file != "<stdin>":
         return "script", str(Path(file).absolute())
     if "-c" in sys.orig_argv[1:]:
         return "command", None

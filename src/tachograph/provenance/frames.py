@@ -15,8 +15,10 @@ def pandas_frame(data: Any) -> dict[str, Any]:
         for position, name in enumerate(data.columns)
     ]
     index = data.index
-    if type(index).__name__ != "RangeIndex" and index.nlevels == 1:
-        columns.append(_pandas_column("", index.to_series()))
+    plainly_numbered = (getattr(index, "start", None), getattr(index, "step", None)) == (0, 1)
+    if not plainly_numbered:
+        levels = (index.get_level_values(level) for level in range(index.nlevels))
+        columns += [_pandas_column("", level.to_series()) for level in levels]
     return _frame(len(data), columns, len(data.columns))
 
 

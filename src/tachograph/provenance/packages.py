@@ -25,11 +25,10 @@ def _installed() -> dict[str, Any]:
     origins: dict[str, Any] = {}
     for distribution in metadata.distributions():
         name, version = _name_and_version(distribution)
-        if name is None or name in versions:  # the first on the path is the one imported
-            continue
-        versions[name] = version
+        if name is None or versions.setdefault(name, version) != version:
+            continue  # the first on the path is the one imported
         if origin := _origin(distribution):
-            origins[name] = origin
+            origins.setdefault(name, origin)
     return {"versions": dict(sorted(versions.items())), "origins": dict(sorted(origins.items()))}
 
 
