@@ -116,8 +116,9 @@ class LiveReader:
         owner = spec.key[0]
         same_key = [condition for condition in query.where if condition.column in spec.key]
         changed = tail.summaries(query) if spec.name == "summaries" else tail.rows(spec.name)
-        run_ids = {row["run_id"] for row in tail.rows("runs")} if owner == "run_id" else set()
-        touched = sorted({row[owner] for row in changed} | run_ids)
+        by_run = owner == "run_id"  # then a tombstone in the tail hides rows of this table too
+        more = {row["run_id"] for row in tail.rows("runs")} if by_run else set(tail.heartbeats)
+        touched = sorted({row[owner] for row in changed} | more)
         same_owner = [condition for condition in query.where if condition.column == owner]
         touched = [one for one in touched if all(matches({owner: one}, c) for c in same_owner)]
         if not touched:
@@ -125,7 +126,7 @@ class LiveReader:
         wanted = [Condition(owner, "in", touched), *same_key]
         raw = list(self.backend.read(Query(spec.name, wanted, raw=True)))
         raw += changed
-        runs = self.changes("runs", touched) if owner == "run_id" else []
+        runs = self.changes("runs", touched) if by_run else []
         merged = view(spec.name, {"runs": runs, "attempts": [], spec.name: raw})
         for row in merged:
             row["writer"] = row["writer"].removesuffix(_AGAIN)
@@ -170,7 +171,7 @@ class _Tail:
             for batch in batches
             if batch.next > cursors.get(batch.writer, 0)
         ]
-        self._heartbeats = {b.writer: b.heartbeat for b in batches if b.heartbeat is not None}
+        self.heartbeats = {b.writer: b.heartbeat for b in batches if b.heartbeat is not None}
         self.writers = {batch.writer for batch in self._batches}
 
     def rows(self, table: str, query: Query | None = None) -> list[Row]:
@@ -196,7 +197,7 @@ class _Tail:
 
     def heartbeat(self, row: Row) -> Row:
         """The later of what the row and the batches say about when its writer was last seen."""
-        seen = [row["heartbeat_at"], self._heartbeats.get(row["writer"])]
+        seen = [row["heartbeat_at"], self.heartbeats.get(row["writer"])]
         return {"heartbeat_at": max((at for at in seen if at is not None), default=None)}
 
     def summaries(self, query: Query) -> list[Row]:
