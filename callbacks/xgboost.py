@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import pydoc
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, Unpack
@@ -104,8 +105,6 @@ class XGBoostCallback(TrainingCallback):
         return self.__dict__ | {"_unwatched": None}
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
-        import pydoc  # takes a while to import, and most callbacks are never pickled
-
         if type(self) is not XGBoostCallback:
             return super().__reduce_ex__(protocol)
         home = _LoadTime(pydoc.locate, __name__)
@@ -178,7 +177,10 @@ class _Fit:
         """Record params and data; what of them is not known yet comes after the first round."""
         self._given = facts.given_params(call.arguments, call.estimator)
         if call.container is not None:
-            self._given |= facts.callback_params(call.container.callbacks)
+            others = [
+                one for one in call.container.callbacks if not isinstance(one, XGBoostCallback)
+            ]
+            self._given |= facts.callback_params(others)
         self._run.log_params(self._given, source="framework")
         self._run.log_provenance("xgboost", facts.library_document())
         for name, matrix in facts.matrices(call.arguments):

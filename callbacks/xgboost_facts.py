@@ -76,8 +76,9 @@ def _pairs(params: Any) -> dict[str, Any]:
 
 def callback_params(callbacks: list[TrainingCallback]) -> dict[str, Any]:
     """Names of the callbacks, and the settings of early stopping."""
-    names = [qualified_name(type(callback)).removeprefix("xgboost.") for callback in callbacks]
-    params: dict[str, Any] = {"callbacks": names}
+    params: dict[str, Any] = {}
+    if callbacks:
+        params["callbacks"] = [qualified_name(type(callback)) for callback in callbacks]
     for callback in callbacks:
         if isinstance(callback, EarlyStopping):
             attributes = ("rounds", "metric_name", "data", "maximize", "save_best", "_min_delta")
@@ -217,10 +218,10 @@ def _features_document(matrix: xgboost.DMatrix, rows: int) -> dict[str, Any]:
 
 
 def _digest(*arrays: Any) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.sha256()
     for array in arrays:
         hasher.update(numpy.ascontiguousarray(array).tobytes())
-    return f"blake2b:{hasher.hexdigest()}"
+    return f"sha256:{hasher.hexdigest()}"
 
 
 # ---------------------------------------------------------------------------- model
