@@ -36,7 +36,9 @@ def plot(
 ) -> None:
     """Draw the curves of metrics in the terminal."""
     with open_for_reading(store) as opened:
-        curves = [curve for name in runs for curve in _curves(opened, name, metric or [], context)]
+        curves = [
+            curve for name in runs for curve in find_curves(opened, name, metric or [], context)
+        ]
     if not curves:
         raise QueryError("there is nothing to draw; 'tachograph show' lists the metrics of a run")
     if as_json:
@@ -45,9 +47,10 @@ def plot(
         draw(curves, log_scale=log_scale)
 
 
-def _curves(
-    store: Store, run: str, metrics: list[str], context: str | None
+def find_curves(
+    store: Store, run: str, metrics: list[str], context: str | None = None
 ) -> list[dict[str, Any]]:
+    """The series of a run to draw: label, steps and values of each."""
     record = store.run(run)
     rows = [row for row in record.metrics if context is None or _fits(row["context"], context)]
     names = {row["name"] for row in rows}

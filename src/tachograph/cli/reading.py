@@ -57,20 +57,34 @@ def runs(
     """List runs, newest first."""
     chosen = _split(columns)
     with open_for_reading(store) as opened:
-        asked = [c for c in chosen or () if c != "duration"]
-        if chosen and "duration" in chosen:
-            asked += [c for c in ("started_at", "ended_at", "status") if c not in asked]
-        table = opened.runs(where, sort, asked or None, children, limit)
         if as_json:
-            print_json(table)
-            return
-        rows = [_with_duration(row) for row in table]
-        if not rows:
-            console().print("no runs" if where is None else f"no run fits {where!r}")
-            return
-        print_table(rows, chosen or _useful(rows), names={"run_id": "run"})
-        if limit is not None and len(rows) == limit:
-            console().print(f"the first {limit}; more with --limit", style="dim")
+            asked = [name for name in chosen or () if name != "duration"]
+            print_json(opened.runs(where, sort, asked or None, children, limit))
+        else:
+            print_runs(opened, where, sort, chosen, children=children, limit=limit)
+
+
+def print_runs(
+    store: Store,
+    where: str | None = None,
+    sort: str = "-started_at",
+    columns: list[str] | None = None,
+    *,
+    children: bool = False,
+    limit: int | None = None,
+) -> None:
+    """Print a list of runs for a person."""
+    asked = None
+    if columns is not None:
+        needed = ["started_at", "ended_at", "status"] if "duration" in columns else []
+        asked = list(dict.fromkeys([*(c for c in columns if c != "duration"), *needed]))
+    rows = [_with_duration(row) for row in store.runs(where, sort, asked, children, limit)]
+    if not rows:
+        console().print("no runs" if where is None else f"no run fits {where!r}", markup=False)
+        return
+    print_table(rows, columns or _useful(rows), names={"run_id": "run"})
+    if limit is not None and len(rows) == limit:
+        console().print(f"the first {limit}; more with --limit", style="dim")
 
 
 def _split(columns: str | None) -> list[str] | None:

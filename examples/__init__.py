@@ -1,0 +1,1 @@
+"""Small real trainings, one per framework; `tachograph demo` runs them."""

@@ -1,0 +1,122 @@
+"""The command `demo`: five real trainings, recorded, and what to do with their record."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.rule import Rule
+
+from tachograph import comparison
+from tachograph.cli import page, plotting, reading
+from tachograph.cli.render import console, print_table
+from tachograph.query import Store, open_store
+
+TRAININGS = {
+    "lightning_digits": "PyTorch Lightning: a network that reads digits",
+    "keras_breast_cancer": "Keras: a network that tells tumours apart",
+    "xgboost_diabetes": "XGBoost: trees on diabetes, stopped early",
+    "sklearn_grid_search": "scikit-learn: a pipeline in a grid search, two processes",
+    "optuna_study": "Optuna: twelve trials that each train a model",
+}
+_CONFIG = """\
+# Where the demonstration's runs are kept. Change the backend to "parquet:///runs" and run it again.
+project = "demo"
+backend = "sqlite:///runs.sqlite"
+"""
+
+_COMMANDS = (
+    ("tachograph runs --children", "every trial, candidate and step"),
+    ("tachograph show latest", "all about the newest run"),
+    ('tachograph runs -w "params.max_depth <= 3" --children', "runs by a filter"),
+    ('sqlite3 runs.sqlite "select name, count(*) from metrics group by name"', "plain SQL"),
+    ("tachograph copy runs.sqlite parquet:///runs", "the same as Parquet, proven equal"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(demo)
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder to record into; made if absent.")] = Path(
+        "tachograph-demo"
+    ),
+) -> None:
+    """Record five real trainings, one per framework, and look at them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "tachograph.toml"
+    if not config.exists():
+        config.write_text(_CONFIG)
+    before = time.time()
+    failed = [name for name in TRAININGS if not _train(name, folder)]
+    with open_store(config=config) as store:
+        _look(store, int(before * 1e6))
+        where = store.url
+    _next(folder, where)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _train(name: str, folder: Path) -> bool:
+    out, start = console(), time.monotonic()
+    out.print(f"[bold]{TRAININGS[name]}[/] … ", end="")
+    command = [sys.executable, "-m", f"tachograph.examples.{name}"]
+    environment = {"KERAS_BACKEND": "torch"} | dict(os.environ)
+    environment.pop("TACHOGRAPH_CONFIG", None)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        out.print(f"[red]failed[/]: {lines[-1] if lines else done.returncode}")
+        if "No module named" in done.stderr:
+            advice = "  install the frameworks with: pip install 'tachograph[all]'"
+            out.print(advice, style="dim", markup=False)
+        return False
+    out.print(f"[green]recorded[/] in {time.monotonic() - start:.1f} s")
+    for line in done.stderr.strip().splitlines()[-5:]:
+        out.print(f"  {line}", style="dim", markup=False)
+    return True
+
+
+def _look(store: Store, since: int) -> None:
+    out = console()
+    out.print(Rule("[bold]The runs[/]", align="left", style="dim"))
+    reading.print_runs(store, where=f"started_at >= {since}")
+    trials = store.runs(
+        f"kind == 'trial' and status == 'finished' and started_at >= {since}",
+        columns=["run_id", "metrics.value"],
+        sort="metrics.value",
+        children=True,
+        limit=3,
+    )
+    if len(trials) > 1:
+        out.print(
+            Rule("[bold]The best trials of the study, side by side[/]", align="left", style="dim")
+        )
+        page.print_comparison(comparison.compare(store, list(trials["run_id"])), everything=False)
+    networks = store.runs(
+        f"like(framework, 'lightning%') and started_at >= {since}", columns=["run_id"], limit=1
+    )
+    for row in networks:
+        out.print(Rule("[bold]A learning curve[/]", align="left", style="dim"))
+        plotting.draw(plotting.find_curves(store, row["run_id"], ["loss"]))
+
+
+def _next(folder: Path, where: str) -> None:
+    out = console()
+    out.print(Rule("[bold]What next[/]", align="left", style="dim"))
+    out.print(f"The record lies in [bold]{where}[/], plain tables for any tool. In {folder}:")
+    print_table(
+        [{"command": f"  {command}", "meaning": meaning} for command, meaning in _COMMANDS],
+        ("command", "meaning"),
+        names={"command": "", "meaning": ""},
+        styles={"command": "cyan", "meaning": "dim"},
+    )
