@@ -109,6 +109,9 @@ def test_digests_differ_where_tables_do(open_new: Opener) -> None:
     assert digest_table(one, "tags") != digest_table(two, "tags")
     assert digest_table(one, "runs") == digest_table(two, "runs")
     assert digest_table(one, "events") == "0" * 64
+    without = ["changed_at", "seq", "writer", "deleted"]
+    expected = hashlib.sha256(b'["a","k","v"]').hexdigest()
+    assert digest_table(one, "tags", without=without) == expected
 
 
 def test_second_copy_sends_nothing(open_new: Opener) -> None:

@@ -22,6 +22,7 @@ from tachograph.errors import QueryError, RunNotFound, StoreError, StoreNotFound
 from tachograph.listing import SILENT_US
 from tachograph.query import Store
 from tachograph.records import TABLES, Batch, Row, now_us
+from tachograph.table import Table
 from tachograph.testing.builders import START, dump, make_batch, make_block
 
 KINDS = ("memory", "sqlite", "parquet")
@@ -204,6 +205,8 @@ def test_run_is_found_by_a_few_characters(memory: Backend) -> None:
     assert store.resolve("thr") == "three"
     assert store.resolve("77ff") == "019a-77ff"
     assert store.resolve("name of two") == "two"
+    memory.write(make_batch("y", 0, runs=[run_row("a_bcd"), run_row("axbcd")]))
+    assert store.resolve("_bcd") == "a_bcd", "no pattern"
     assert store.resolve("latest") == store.resolve("@1") == "019a-77ff"
     assert store.resolve("@2") == "three"
 
@@ -487,27 +490,63 @@ def _comparable(rows: Any) -> list[Row]:
     ]
 
 
-def test_drain_between_two_parts_of_a_query_does_no_harm(memory: Backend) -> None:
+def test_tail_may_begin_before_the_cursor(backend: Backend, memory: Backend) -> None:
+    """Of a batch that is partly in the store only the rest is merged in."""
+    first, second, third = whole()
+    joined = Batch(
+        "w",
+        0,
+        12,
+        first.blocks + second.blocks,
+        {name: [*first.rows.get(name, ()), *second.rows.get(name, ())] for name in TABLES},
+        second.heartbeat,
+    )
+    for batch in (joined, third):
+        memory.write(batch)
+    backend.write(first)
+    store = Store(backend, tails=lambda _: [joined, third])
+    for table in (*TABLES, "all_metrics"):
+        assert digest_table(store, table) == digest_table(memory, table), table
+
+
+def test_drain_between_two_parts_of_a_query_does_no_harm(
+    memory: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a drain moves points from the tail into the store, a summary counts them once."""
     batches = whole()
     memory.write(batches[0])
-    original, calls = memory.read, 0
+    original = memory.read
 
     def read(query: Query) -> Any:
-        nonlocal calls
         found = original(query)
-        if query.table == "summaries":
-            calls += 1
-            if calls == 1:
-                memory.write(batches[1])
+        if query.table == "cursors":
+            memory.write(batches[1])
         return found
 
-    memory.read = read  # type: ignore[method-assign]
+    monkeypatch.setattr(memory, "read", read)
     where = [Condition("run_id", "=", "r"), Condition("attempt", "=", 1)]
-    found = Store(memory, tails=lambda _: batches).read(
-        Query("summaries", where, ["name", "count"])
-    )
+    query = Query("summaries", where, ["name", "count"])
+    found = Store(memory, tails=lambda _: batches).read(query)
     assert dict(zip(found["name"], found["count"], strict=True)) == {"loss": 4, "acc": 1}
+
+
+def test_points_that_come_before_their_cursor_are_there_once(
+    memory: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of files shows a batch a moment before it says that it has it."""
+    batches = whole()
+    for batch in batches:
+        memory.write(batch)
+    original = memory.read
+
+    def read(query: Query) -> Any:
+        found = original(query)
+        return Table({"writer": ["w"], "next": [6]}) if query.table == "cursors" else found
+
+    monkeypatch.setattr(memory, "read", read)
+    store = Store(memory, tails=lambda _: batches)
+    for table in ("metrics", "all_metrics", "events", "params", "runs"):
+        assert len(store.read(Query(table))) == len(original(Query(table))), table
 
 
 @pytest.mark.parametrize(
