@@ -68,7 +68,7 @@ class Recorder:
         return self.journal.series(series)
 
     def rows(self, table: str, rows: Sequence[Row]) -> None:
-        """Record rows of a keyed or growing table; keyed ones get their `changed_at`."""
+        """Record rows of a table other than metrics; keyed ones have their `changed_at`."""
         self.journal.append_rows(table, rows)
 
     def now_us(self) -> int:
@@ -106,6 +106,12 @@ class Recorder:
 
     def close(self, deadline: float | None = None) -> bool:
         """Drain what is left and end this writer; False where something had to stay behind."""
+        if deadline is None:
+            deadline = self.config.record.exit_deadline
+        started = time.monotonic()
+        if self._drain is not None:  # what it gathers still goes into this journal
+            self._drain.gather(deadline)
+            deadline = max(0.0, deadline - (time.monotonic() - started))
         with self._lock:
             journal, drain = self._journal, self._drain
             self._journal = self._drain = None
@@ -114,7 +120,7 @@ class Recorder:
         if journal is None or drain is None:
             return True
         journal.close()
-        done = drain.finish(self.config.record.exit_deadline if deadline is None else deadline)
+        done = drain.finish(deadline)
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
         if done and not drain.alive:
@@ -244,6 +250,17 @@ class _Drain:
                     return False
                 self._progress.wait(0.1 if left is None else min(left, 0.1))
         return True
+
+    def gather(self, timeout: float) -> None:
+        """Wait until nothing waits in the background, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._progress:
+            while self.alive and self._recorder.has_background:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                self.wake.set()
+                self._progress.wait(min(left, 0.05))
 
     def _confirmed(self) -> int:
         return min((sink.confirmed for sink in self._sinks), default=self._journal.next_seq)
