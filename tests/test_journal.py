@@ -286,3 +286,16 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path: Path) -> None:
 def test_resource_limits_are_as_they_were() -> None:
     """The full disk was another process's."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_half_a_character_is_replaced_and_whole_ones_stay(tmp_path: Path) -> None:
+    """Text that is not Unicode would block a store forever; the rest of it is kept."""
+    journal = make_journal(tmp_path)
+    for text in ("a\udcffb", "😀", "\\ud800 as letters"):
+        journal.append_rows("tags", [{"run_id": "r", "key": "k", "value": text}])
+    rows = [
+        row["value"]
+        for batch in read_all(tmp_path, journal.writer).batches  # type: ignore[attr-defined]
+        for row in batch.rows["tags"]
+    ]
+    assert rows == ["a�b", "😀", "\\ud800 as letters"]

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -53,6 +54,12 @@ PREFIX = struct.Struct("<IBIq")
 CRC = struct.Struct("<I")
 NO_EPOCH = float("nan")
 _BACKLOG = 10_000
+_LONE_SURROGATE = re.compile(rb"(\\\\|\\ud[89ab]..\\ud[c-f]..)|\\ud[89a-f]..", re.IGNORECASE)
+
+
+def _replacement(match: re.Match[bytes]) -> bytes:
+    whole: bytes | None = match[1]  # a backslash, or both halves
+    return b"\\ufffd" if whole is None else whole
 
 
 def part_path(folder: Path, writer: str, part: int) -> Path:
@@ -184,6 +191,8 @@ class JournalWriter:
     def append_rows(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows of a table other than metrics. Writer and seq are added when read."""
         body = json.dumps({"table": table, "rows": rows}, separators=(",", ":")).encode()
+        if b"\\ud" in body:  # half of a character, which no store takes, may be among them
+            body = _LONE_SURROGATE.sub(_replacement, body)
         if len(body) > MAX_FRAME // 2:
             raise RecordError(f"{len(body)} bytes for table {table!r} are too many for a record")
         with self.lock:

@@ -252,10 +252,14 @@ class JournalReader:
 
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
-    """A row as a store wants it: every column, with writer and seq, and `deleted` as 0."""
+    """A row as a store wants it: every column, with writer and seq.
+
+    `deleted` is 0 but in `runs`, where NULL means 'not changed': a run that was deleted while it
+    ran stays deleted when it ends.
+    """
     spec = TABLES[table]
     done = dict.fromkeys(spec.columns) | row | {"writer": writer, "seq": seq}
-    if spec.key and done["deleted"] is None:
+    if spec.key and table != "runs" and done["deleted"] is None:
         done["deleted"] = 0
     return done
 

@@ -103,7 +103,7 @@ def _look(store: Store, since: int) -> None:
         )
         page.print_comparison(comparison.compare(store, list(trials["run_id"])), everything=False)
     networks = store.runs(
-        f"like(framework, 'lightning%') and started_at >= {since}", columns=["run_id"], limit=1
+        f"framework like 'lightning%' and started_at >= {since}", columns=["run_id"], limit=1
     )
     for row in networks:
         out.print(Rule("[bold]A learning curve[/]", align="left", style="dim"))
