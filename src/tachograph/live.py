@@ -91,23 +91,26 @@ class LiveReader:
         return self._keyed(query, tail)
 
     def _grown(self, query: Query, tail: _Tail) -> Table:
-        added = [
-            row
-            for row in tail.rows("metrics" if "metrics" in query.table else query.table, query)
-            if all(matches(row, condition) for condition in query.where)
-        ]
+        name = "metrics" if query.table == "all_metrics" else query.table
+        fitting = tail.rows(name, query)
+        added = [row for row in fitting if all(matches(row, test) for test in query.where)]
         run_ids = tail.run_ids()
         gone = self._gone(run_ids, tail)
-        if not added and not gone and not tail.rows("attempts"):
+        begun = query.table == "metrics" and bool(tail.rows("attempts"))
+        if not added and not gone and not begun:
             return self.backend.read(query)
-        stored = list(
-            self.backend.read(_wider(query, "run_id", "attempt", "step", "writer", "seq"))
-        )
+        stored = self.backend.read(_wider(query, "run_id", "attempt", "step", "writer", "seq"))
         # A store of files may show rows a moment before their cursor.
-        known = {(row["writer"], row["seq"]) for row in stored if row["writer"] in tail.writers}
-        rows = stored + [row for row in added if (row["writer"], row["seq"]) not in known]
+        known = set(zip(stored["writer"], stored["seq"], strict=True))
+        added = [row for row in added if (row["writer"], row["seq"]) not in known]
         if query.table == "metrics":
-            attempts = self._keyed(Query("attempts", [_any_of(run_ids)]), tail)
+            attempts = list(self._keyed(Query("attempts", [_any_of(run_ids)]), tail))
+            added = visible_points(added, attempts)
+        if not gone and not begun and not query.order and query.limit is None:
+            names = query.columns or table_columns(query.table)  # long series: no row is built
+            return Table({name: [*stored[name], *(row[name] for row in added)] for name in names})
+        rows = [*stored, *added]
+        if begun:
             rows = visible_points(rows, attempts)
         return select(query, [row for row in rows if row["run_id"] not in gone])
 
