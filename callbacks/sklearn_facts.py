@@ -124,7 +124,7 @@ def _array(array: Any) -> Any:
     if not array.shape and hasattr(array, "item"):
         return plain(array.item())
     size = math.prod(array.shape)
-    described = {"shape": [int(n) for n in array.shape], "dtype": str(array.dtype)}
+    described: dict[str, Any] = {"shape": [int(n) for n in array.shape], "dtype": str(array.dtype)}
     if hasattr(array, "toarray"):  # sparse: its stored values
         return described | {"stored": int(array.nnz)}
     if getattr(array.dtype, "kind", "") in "biuf" and 0 < size <= LARGEST:
@@ -169,7 +169,7 @@ def numbers(estimator: Any) -> dict[str, float]:
     """How the fit went, in numbers; the largest where there is one per class or output."""
     found = {}
     for name in NUMBERS:
-        value = getattr(estimator, "__dict__", {}).get(name)
+        value: Any = getattr(estimator, "__dict__", {}).get(name)
         if hasattr(value, "max") and getattr(value, "shape", None):
             value = value.max()
         if value is not None and not isinstance(value, list | tuple | str):
@@ -180,7 +180,7 @@ def numbers(estimator: Any) -> dict[str, float]:
 def series(estimator: Any) -> Iterator[tuple[str, list[float]]]:
     """Values per iteration, by the attribute's name without its underscore."""
     for name in SERIES:
-        values = getattr(estimator, "__dict__", {}).get(name)
+        values: Any = getattr(estimator, "__dict__", {}).get(name)
         if hasattr(values, "tolist"):
             values = values.tolist()
         if isinstance(values, list) and values and isinstance(values[0], int | float):

@@ -285,7 +285,7 @@ def _place_candidate(parent: Fit, source: Any, twin: Any, ticket: Ticket) -> Non
 def _reduce_plain(self: Any, protocol: Any) -> Any:
     """Pickle as the base would, to the byte: for files, caches, hashes and copies."""
     made = type(self)
-    base = _bases[made]
+    base: Any = _bases[made]
     reduced = base.__reduce_ex__(self, protocol)
     if isinstance(reduced, str):
         return reduced
