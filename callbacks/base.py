@@ -132,7 +132,7 @@ class Recording:
         rank : (int, int, int), optional
             Rank, local rank and world size, where the framework trains in several processes.
         """
-        run = self._find(resume_id)
+        run = self._find(resume_id, rank)
         self.owned = run is None
         if run is None:
             run = self._start(framework, kind, resume_id, rank)
@@ -165,7 +165,7 @@ class Recording:
         """End the present run with the exception that ended the fit."""
         self.close(status_of(error), error)
 
-    def _find(self, resume_id: str | None) -> Run | None:
+    def _find(self, resume_id: str | None, rank: tuple[int, int, int] | None) -> Run | None:
         if is_disabled():
             return InertRun()
         if isinstance(self.given, Run):
@@ -175,6 +175,8 @@ class Recording:
             return around
         if self.given is not None or resume_id is not None or around is None:
             return None
+        if not around.started_here and rank is None:
+            return None  # of fits in several worker processes none is the run's own
         return around if around.by_user and around.kind == "run" and not around.fits else None
 
     def _around(self) -> Run | None:

@@ -95,6 +95,7 @@ class Run:
         self.fits = 0
         self.is_open = True
         self._owner = os.getpid() if owned else None
+        self._process: int | None = os.getpid()
         self._recorder: Recorder = get_recorder(config)
         self._handles: dict[tuple[Any, ...], SeriesHandle] = {}
         self._append: Callable[..., None] = self._append_first
@@ -438,6 +439,15 @@ class Run:
         self._rows("attempts", self._tried)
         if self.parent_id is None:
             self._beside = origin.begin(self, recorder)
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this process started it, and not one that this was forked from or works for."""
+        return self._process == os.getpid()
+
+    def set_elsewhere(self) -> None:
+        """Say that another process started it."""
+        self._process = None
 
     def set_first_step(self, step: int) -> None:
         """Say at which step this attempt goes on; without it the first logged step counts."""

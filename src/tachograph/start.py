@@ -20,6 +20,7 @@ from tachograph.warning import warn_once
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_FITS = ("run", "validate", "test", "predict")
 _ordinal = 0
 
 
@@ -193,7 +194,8 @@ def _make_run(
         if outer is not None and identity.launched:
             run_id = derived_id(outer.run_id, f"child-{outer.next_child()}")
         else:
-            run_id = new_run_id(identity, _ordinal)
+            joined = os.environ.get(PARENT_VARIABLE) if identity.follows else None
+            run_id = joined or new_run_id(identity, _ordinal)
             _ordinal += outer is None
     attempt = 1 + identity.restarts
     if resume:
@@ -219,7 +221,9 @@ def attach_run(config: Config, facts: Mapping[str, Any]) -> Run:
     for run in open_runs:
         if run.run_id == facts["run_id"]:
             return run
-    return Run(config, owned=False, **facts)
+    run = Run(config, owned=False, **facts)
+    run.set_elsewhere()
+    return run
 
 
 def tracked(**arguments: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -237,8 +241,15 @@ def tracked(**arguments: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 @atexit.register
-def _finishopen_runs() -> None:
-    """End what is still open as the process ends: with its exception, or well."""
+def _finish_open_runs() -> None:
+    """End what is still open as the process ends: with its exception, or well.
+
+    A framework that ends a fit without telling its callback has not ended it well: so do ranks
+    that are spawned, where one of them fails.
+    """
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     for run in sorted(open_runs, key=lambda run: run.run_id, reverse=True):
-        run.finish(status_of(error), error, wait=False)
+        if error is None and not run.by_user and run.kind in _FITS:
+            run.finish("failed", "the process ended before the training did", wait=False)
+        else:
+            run.finish(status_of(error), error, wait=False)
