@@ -405,6 +405,20 @@ def test_secret_in_an_edit_is_taken_out(memory: Backend) -> None:
     assert "hunter2" not in repr(dump(memory))
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "parquet"])
+def test_sql_goes_to_the_store(kind: str, tmp_path: Path) -> None:
+    """One SELECT gives the same table on each store that answers SQL; nothing may be written."""
+    for opened in open_kind(kind, tmp_path):
+        fill(opened)
+        store = Store(opened)
+        text = (
+            "select name, count(*) as n from metrics where run_id = ? group by name order by name"
+        )
+        assert store.sql(text, ["one"]).to_pydict() == {"name": ["acc", "loss"], "n": [3, 4]}
+        with pytest.raises(QueryError):
+            store.sql("delete from runs")
+
+
 def test_missing_abilities_are_named(memory: Backend) -> None:
     """A store that answers no SQL says so."""
     store = Store(memory)

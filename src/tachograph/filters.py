@@ -26,7 +26,6 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, NoReturn
@@ -36,8 +35,7 @@ from tachograph.errors import QueryError
 from tachograph.facts import Facts, Getter, Needs, Path, version_key
 from tachograph.merge import like_pattern
 from tachograph.records import now_us
-
-Test = Callable[[Facts], bool | None]
+from tachograph.truth import COMPARE, Test, all_of, any_of, is_text, negation
 
 
 class _Constant(NamedTuple):
@@ -102,73 +100,6 @@ def _ago(text: str) -> int | None:
     return now_us() - round(float(found[1]) * _UNITS[found[2]] * 1e6)
 
 
-# ---------------------------------------------------------------------------- truth
-
-
-def _equal(left: Any, right: Any) -> bool:
-    return bool(left == right or (left != left and right != right))
-
-
-def _different(left: Any, right: Any) -> bool:
-    return not _equal(left, right)
-
-
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool | None]:
-    def test(left: Any, right: Any) -> bool | None:
-        for kind in (int | float, str, tuple):  # a tuple is a version
-            if isinstance(left, kind) and isinstance(right, kind):
-                return compare(left, right)
-        return None
-
-    return test
-
-
-_COMPARE: dict[str, Callable[[Any, Any], bool | None]] = {
-    "==": _equal,
-    "!=": _different,
-    "<": _ordered(operator.lt),
-    "<=": _ordered(operator.le),
-    ">": _ordered(operator.gt),
-    ">=": _ordered(operator.ge),
-    "in": lambda value, options: any(_equal(value, option) for option in options),
-    "like": lambda value, pattern: bool(pattern.fullmatch(value)) if _is_text(value) else None,
-}
-_ALIASES = {"=": "==", "<>": "!="}
-_SIGNS = (*_COMPARE, *_ALIASES, "is", "not")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _negation(test: Test) -> Test:
-    def negated(facts: Facts) -> bool | None:
-        truth = test(facts)
-        return None if truth is None else not truth
-
-    return negated
-
-
-def _all(tests: Sequence[Test]) -> Test:
-    def conjunction(facts: Facts) -> bool | None:
-        result: bool | None = True
-        for test in tests:
-            truth = test(facts)
-            if truth is False:
-                return False
-            if truth is None:
-                result = None
-        return result
-
-    return tests[0] if len(tests) == 1 else conjunction
-
-
-def _any(tests: Sequence[Test]) -> Test:
-    if len(tests) == 1:
-        return tests[0]
-    return _negation(_all([_negation(test) for test in tests]))
-
-
 # ---------------------------------------------------------------------------- the parser
 
 _TOKEN = re.compile(
@@ -179,6 +110,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _QUOTES = "'\""
+_ALIASES = {"=": "==", "<>": "!="}
+_SIGNS = (*COMPARE, *_ALIASES, "is", "not")
 _KINDS = ("plain", "time", "version")
 _WORDS = ("and", "or", "not", "in", "is", "like")
 _LITERALS: dict[str, Any] = {
@@ -200,7 +133,7 @@ class _Token(NamedTuple):
 def _literal(token: _Token) -> Any:
     if token.kind == "string":
         return re.sub(r"\\(.)", r"\1", token.text[1:-1], flags=re.DOTALL)
-    whole = token.text.lstrip("+-").isdigit()
+    whole = token.text.lstrip("+-").isdigit() and len(token.text) < 300
     return int(token.text) if whole else float(token.text)
 
 
@@ -278,17 +211,17 @@ class _Parser:
         tests = [self._and()]
         while self._take("or"):
             tests.append(self._and())
-        return _any(tests)
+        return any_of(tests)
 
     def _and(self) -> Test:
         tests = [self._not()]
         while self._take("and"):
             tests.append(self._not())
-        return _all(tests)
+        return all_of(tests)
 
     def _not(self) -> Test:
         if self._take("not"):
-            return _negation(self._not())
+            return negation(self._not())
         if self._take("("):
             test = self._or()
             self._expect(")")
@@ -302,7 +235,7 @@ class _Parser:
             test, left = self._compare(left, sign)
             tests.append(test)
         if tests:
-            return _all(tests)
+            return all_of(tests)
         if isinstance(left, _Constant):
             self._unexpected("a comparison")
         value = left.value
@@ -316,7 +249,7 @@ class _Parser:
             negated = bool(self._take("not"))
         right = self._list() if sign == "in" else self._operand()
         test = self._test(left, _ALIASES.get(sign, sign), right)
-        return (_negation(test) if negated else test), right
+        return (negation(test) if negated else test), right
 
     def _test(self, left: Path | _Constant, sign: str, right: Path | _Constant) -> Test:
         if isinstance(right, _Constant) and right.content is None and sign in ("is", "==", "!="):
@@ -328,7 +261,7 @@ class _Parser:
         first, second = self._getter(left, kind), self._getter(right, kind)
         if sign == "like":
             second = self._pattern(right)
-        compare = _COMPARE[sign]
+        compare = COMPARE[sign]
 
         def test(facts: Facts) -> bool | None:
             a, b = first(facts), second(facts)
@@ -337,7 +270,7 @@ class _Parser:
         return test
 
     def _pattern(self, operand: Path | _Constant) -> Getter:
-        if isinstance(operand, Path) or not _is_text(operand.content):
+        if isinstance(operand, Path) or not is_text(operand.content):
             self.fail("'like' takes a text, such as 'resnet%'", operand.position)
         pattern = like_pattern(operand.content)
         return lambda facts: pattern
@@ -356,10 +289,10 @@ class _Parser:
         content = constant.content
         if isinstance(content, tuple):
             return [self._convert(item, kind) for item in content]
-        if kind == "time" and _is_text(content):
+        if kind == "time" and is_text(content):
             try:
                 return _microseconds(content)
-            except ValueError:
+            except (ValueError, OverflowError, OSError):
                 self.fail(f"{content!r} is not an ISO date or time", constant.position)
         if kind == "version" and content is not None:
             return version_key(str(content))
