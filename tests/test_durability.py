@@ -143,7 +143,8 @@ def test_workers_record_into_the_run_they_are_given(method: str, tmp_path: Path)
 MANY = """
 import sys
 import tachograph
-run = tachograph.start_run(run_id=sys.argv[2], config={"backend": sys.argv[1]})
+config = {"backend": sys.argv[1], "record": {"exit_deadline": 100}}  # they share few cores
+run = tachograph.start_run(run_id=sys.argv[2], config=config)
 for step in range(300):
     run.log({"a": step, "b": -step}, step=step)
 run.finish()
@@ -162,7 +163,7 @@ def test_sixteen_processes_share_a_store(kind: str, tmp_path: Path) -> None:
         for n in range(16)
     ]
     for child in children:
-        _, complaints = child.communicate(timeout=120)
+        _, complaints = child.communicate(timeout=200)
         assert (child.returncode, complaints) == (0, "")
     store = tachograph.open(url)
     assert {row["status"] for row in store.runs()} == {"finished"}

@@ -44,6 +44,7 @@ TABLE = {
         " callbacks callbacks.base callbacks.{family}* callbacks.{shared}"
     ),
     "testing*": "* !callbacks* !backends.* backends.base !cli*",
+    "__main__": "cli",
     "cli*": "* !callbacks* !backends.* backends.base !testing* !recorder !journal",
     "*": CORE,
 }
