@@ -40,6 +40,9 @@ class Identity:
         How often the launcher has started this training again.
     launched : bool
         Whether a launcher started the process as one of several.
+    follows : bool
+        Whether rank 0 started this process from its own, to run the same script: the run that
+        was current there then is this process's too.
     """
 
     rank: int = 0
@@ -47,6 +50,7 @@ class Identity:
     world_size: int = 1
     restarts: int = 0
     launched: bool = False
+    follows: bool = False
 
     def with_rank(self, rank: int, local_rank: int, world_size: int) -> Identity:
         """The same process, as a framework that starts its own ranks names it."""
@@ -65,6 +69,10 @@ def read_identity(environ: Mapping[str, str] | None = None) -> Identity:
         if rank is not None and size is not None and (size > 1 or restarts):
             local = _number(environ, local_name) or 0
             return Identity(rank, local, size, restarts, launched=True)
+    # Lightning starts the further ranks of a node without a RANK.
+    one, size = _number(environ, "LOCAL_RANK"), _number(environ, "WORLD_SIZE")
+    if one and size and size > 1 and "RANK" not in environ and not _number(environ, "NODE_RANK"):
+        return Identity(one, one, size, restarts, launched=True, follows=True)
     return Identity(restarts=restarts, launched=restarts > 0)
 
 
