@@ -20,7 +20,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,6 +127,30 @@ def rows_table(spec: TableSpec, rows: Sequence[Row]) -> pa.Table:
 
 
 # ---------------------------------------------------------------------------- the folder
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far the records of a writer are in the store.
+
+    Attributes
+    ----------
+    next : int
+        The record expected next; all before it are stored.
+    until : int
+        Segments may hold records before this one, of a batch that was not finished.
+    roots : mapping of str to str
+        Run to the partition where such segments hold its records.
+    """
+
+    next: int = 0
+    until: int = 0
+    roots: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there may be segments of a batch that was not finished."""
+        return self.until > self.next
 
 
 class Folder:
@@ -237,17 +262,16 @@ class Folder:
     def _cursor_path(self, writer: str) -> Path:
         return self.hidden / "cursors" / quote(writer, safe="")
 
-    def read_cursor(self, writer: str) -> tuple[int, dict[str, str]]:
-        """The record expected next, and the root of each run of a batch that was not finished."""
+    def read_cursor(self, writer: str) -> Cursor:
+        """What the store holds of a writer."""
         try:
-            cursor = json.loads(self._cursor_path(writer).read_bytes())
+            return Cursor(**json.loads(self._cursor_path(writer).read_bytes()))
         except FileNotFoundError:
-            return 0, {}
-        return cursor["next"], cursor.get("roots", {})
+            return Cursor()
 
-    def write_cursor(self, writer: str, following: int, roots: dict[str, str]) -> None:
-        """Set what `read_cursor` returns."""
-        content = {"next": following} | ({"roots": roots} if roots else {})
+    def write_cursor(self, writer: str, cursor: Cursor) -> None:
+        """Set what `read_cursor` returns, durable when this returns."""
+        content = asdict(cursor) if cursor.unfinished else {"next": cursor.next}
         self.put_json(self._cursor_path(writer), content)
 
     def heartbeat(self, writer: str) -> int | None:

@@ -75,7 +75,7 @@ class Reader:
     def _cursors(self) -> pa.Table:
         names = sorted(path.name for path in (self._folder.hidden / "cursors").iterdir())
         writers = [unquote(name) for name in names]
-        following = [self._folder.read_cursor(writer)[0] for writer in writers]
+        following = [self._folder.read_cursor(writer).next for writer in writers]
         known = [(writer, next_) for writer, next_ in zip(writers, following, strict=True) if next_]
         columns = [
             from_list([w for w, _ in known], "text"),

@@ -65,7 +65,7 @@ class Upkeep:
             if part := self._folder.parse_segment(path.name):
                 writer, _, last = part
                 if writer not in cursors:
-                    cursors[writer] = self._folder.read_cursor(writer)[0]
+                    cursors[writer] = self._folder.read_cursor(writer).next
                 if last >= cursors[writer]:
                     continue
             settled.append(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,20 @@ def _columns(spec: TableSpec) -> str:
 
 def _raw_view(spec: TableSpec, store: str) -> str:
     folders = f"{spec.name}/*/*.parquet" if spec.grows else f"{spec.name}/*.parquet"
-    for character in "[?*":
-        store = store.replace(character, f"[{character}]")
-    glob = (store + folders).replace("'", "''")
     return (
         f"CREATE OR REPLACE VIEW raw.{spec.name} AS SELECT {_columns(spec)}\n"
-        f"FROM read_parquet('{glob}', hive_partitioning=false, union_by_name=true);\n"
+        f"FROM read_parquet({_quote(_literal(store) + folders)},"
+        " hive_partitioning=false, union_by_name=true);\n"
     )
+
+
+def _literal(path: str) -> str:
+    """A path as a glob that matches only itself."""
+    return re.sub(r"([\[?*])", r"[\1]", path)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _view(spec: TableSpec) -> str:
@@ -132,9 +140,11 @@ def run_sql(store: Path, text: str, parameters: Sequence[Any]) -> Table:
         raise QueryError(
             "SQL over a Parquet store needs duckdb; install it with: pip install duckdb"
         ) from error
+    folder = f"{store}/"
+    allowed = ", ".join(map(_quote, {folder, _literal(folder)}))  # it is asked for both
     with duckdb.connect() as connection:
-        connection.execute(views_sql(f"{store}/"))
-        connection.execute("SET allowed_directories = [" + _quote(f"{store}/") + "]")
+        connection.execute(views_sql(folder))
+        connection.execute(f"SET allowed_directories = [{allowed}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         try:
@@ -147,7 +157,3 @@ def run_sql(store: Path, text: str, parameters: Sequence[Any]) -> Table:
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
     return Table({name: [row[i] for row in rows] for i, name in enumerate(names)})
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tachograph.backends.parquet_files import NO_ROOT, Folder, rows_table
+from tachograph.backends.parquet_files import NO_ROOT, Cursor, Folder, rows_table
 from tachograph.backends.parquet_points import POINTS, WriterSummaries, row_groups
 from tachograph.backends.parquet_read import Reader
 from tachograph.errors import Gap
@@ -42,27 +42,28 @@ class BatchWriter:
 
     def write(self, batch: Batch) -> int:
         """Store a batch and return the sequence number expected next from its writer."""
-        expected, placed = self._folder.read_cursor(batch.writer)
+        cursor = self._folder.read_cursor(batch.writer)
         if batch.heartbeat is not None:
             self._folder.touch_heartbeat(batch.writer, batch.heartbeat)
-        if batch.next <= max(expected, batch.first):
-            return expected
-        if batch.first > expected:
-            raise Gap(batch.writer, expected, batch.first)
-        self._store(batch.since(expected), placed)
+        if batch.next <= max(cursor.next, batch.first):
+            return cursor.next
+        if batch.first > cursor.next:
+            raise Gap(batch.writer, cursor.next, batch.first)
+        self._store(batch.since(cursor.next), cursor)
         pa.default_memory_pool().release_unused()  # the next batch may be minutes away
         return batch.next
 
-    def _store(self, batch: Batch, placed: dict[str, str]) -> None:
-        roots = self._place(batch, placed)
+    def _store(self, batch: Batch, cursor: Cursor) -> None:
+        roots = self._place(batch, cursor)
+        until = max(batch.next, cursor.until)
         if roots:
-            self._folder.write_cursor(batch.writer, batch.first, roots)
+            self._folder.write_cursor(batch.writer, Cursor(batch.first, until, roots))
         for table in TABLES:
             if not TABLES[table].grows:
                 self._write_rows(batch, table, NO_ROOT, batch.rows.get(table, ()))
-        self._write_growing(batch, roots, resent=bool(placed))
+        self._write_growing(batch, roots, resent=cursor.unfinished)
         summaries = self._write_summaries(batch)
-        self._folder.write_cursor(batch.writer, batch.next, {})
+        self._folder.write_cursor(batch.writer, Cursor(batch.next, until, roots))
         if summaries is not None:  # only now: a batch that failed is counted again
             summaries.next = batch.next
             self._summaries[batch.writer] = summaries
@@ -71,12 +72,13 @@ class BatchWriter:
 
     # ------------------------------------------------------------------ partitions
 
-    def _place(self, batch: Batch, placed: dict[str, str]) -> dict[str, str]:
+    def _place(self, batch: Batch, cursor: Cursor) -> dict[str, str]:
         """The partition of each run that has rows in a table that grows.
 
         A run stays where an unfinished try put it. Otherwise it goes to its root, or to itself
         where no root is known: readers look in both.
         """
+        placed = dict(cursor.roots) if cursor.unfinished else {}
         for row in batch.rows.get("runs", ()):
             if row["root_id"] is not None:
                 self._roots[row["run_id"]] = row["root_id"]
