@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +114,13 @@ class Sink:
 
     def _send(self, backend: Backend, batch: Batch) -> None:
         self._unsent = batch if batch.next > batch.first else None
-        if self._now is not None:
-            batch = Batch(
-                batch.writer, batch.first, batch.next, batch.blocks, batch.rows, self._now()
-            )
-        self.confirmed = backend.write(batch)
+        own = batch.writer == self._writer
+        if self._now is not None and own:
+            batch = replace(batch, heartbeat=self._now())
+        expected = backend.write(batch)
         self._unsent = None
+        if own:
+            self.confirmed = expected
         self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
 
     def _fail(self, error: Exception, clock: float) -> None:
@@ -251,6 +253,7 @@ def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Itera
     cursors : mapping of writer to int
         What the store expects next from each writer.
     """
+    derived: dict[str, int] = {}  # several journals may carry the points of one
     for writer, parts in list_journals(folder).items():
         facts = read_header(part_path(folder, writer, parts[-1]))
         if url not in facts.get("sinks", ()):
@@ -258,4 +261,7 @@ def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Itera
         reader = JournalReader(folder, writer, cursors.get(writer, 0))
         with contextlib.suppress(StoreError):
             while (batch := reader.read(8 << 20)) is not None:
+                if batch.writer != writer:
+                    batch = batch.since(derived.get(batch.writer, 0))
+                    derived[batch.writer] = max(derived.get(batch.writer, 0), batch.next)
                 yield batch

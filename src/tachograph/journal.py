@@ -26,6 +26,9 @@ kind    name    body
 4       ROWS    JSON: table, rows
 5       CLOCK   JSON: the wall clock moved against the monotonic one
 6       END     nothing; the writer ended and nothing follows
+7       DERIVED JSON: writer, run_id, names, context, rank, attempt, rows: points of a writer
+                whose id and numbers any process derives alike; a row is seq, time (µs), step,
+                epoch, values
 ======  ======  ==============================================================================
 """
 
@@ -47,13 +50,17 @@ from tachograph.errors import RecordError
 from tachograph.records import NO_STEP, Row, Series
 
 MAGIC = b"TACHOJ01"
-HEADER, SERIES, POINTS, ROWS, CLOCK, END = range(1, 7)
+HEADER, SERIES, POINTS, ROWS, CLOCK, END, DERIVED = range(1, 8)
 PART_BYTES = 64 << 20
 MAX_FRAME = 64 << 20
 PREFIX = struct.Struct("<IBIq")
 CRC = struct.Struct("<I")
 NO_EPOCH = float("nan")
 _BACKLOG = 10_000
+_DERIVED_ROWS = 10_000
+
+DerivedRow = tuple[int, int, int | None, float | None, Sequence[float]]
+"""A point under a number of its own: seq, time (µs), step, epoch, a value per name."""
 _LONE_SURROGATE = re.compile(rb"(\\\\|\\ud[89ab]..\\ud[c-f]..)|\\ud[89a-f]..", re.IGNORECASE)
 
 
@@ -129,6 +136,7 @@ class JournalWriter:
         self._series_count = 0
         self._backlog: list[tuple[int, bytes]] = []
         self._closed = False
+        self._ended_descriptor = -1
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self.descriptor = -1
         self.size = 0
@@ -195,14 +203,24 @@ class JournalWriter:
             body = _LONE_SURROGATE.sub(_replacement, body)
         if len(body) > MAX_FRAME // 2:
             raise RecordError(f"{len(body)} bytes for table {table!r} are too many for a record")
-        with self.lock:
-            if not self._append(ROWS, 0, self._take_seq(), body):
-                if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
-                    self._backlog.append((ROWS, body))
-                    self.dropped -= 1
-                return
-            if self.size >= PART_BYTES or self._sync_each or self._backlog:
-                self._after_write()
+        self._append_body(ROWS, body)
+
+    def append_derived(self, writer: str, series: Series, rows: Sequence[DerivedRow]) -> None:
+        """Append points of another writer, which stores take once, whoever sends them.
+
+        Parameters
+        ----------
+        writer : str
+            An id that every process derives alike, such as a trial's.
+        series : Series
+        rows : sequence of tuples
+            Seq, time (µs), step, epoch, values. The numbers ascend over all calls; what a
+            store has of this writer up to a number, it takes no more.
+        """
+        for start in range(0, len(rows), _DERIVED_ROWS):
+            record = _series_facts(series) | {"rows": rows[start : start + _DERIVED_ROWS]}
+            body = json.dumps({"writer": writer} | record, separators=(",", ":"))
+            self._append_body(DERIVED, body.encode())
 
     def now_us(self) -> int:
         """The journal's clock: wall time taken once, advanced by the monotonic clock."""
@@ -245,16 +263,23 @@ class JournalWriter:
                     self._backlog = waiting[position:]
                     return
 
-    def close(self, *, ended: bool = True) -> None:
-        """Close the file; `ended` says that the writer will not come back."""
+    def end(self) -> None:
+        """Say that nothing follows. The file stays locked, so that no other process drains it."""
         with self.lock:
+            if self._closed:
+                return
+            self._append(END, 0, self._take_seq(), b"")
             self._closed = True
             self.dropped += len(self._backlog)
-            if self.descriptor >= 0:
-                if ended:
-                    self._append(END, 0, self._take_seq(), b"")
-                os.close(self.descriptor)
-                self.descriptor = -1
+            self._ended_descriptor, self.descriptor = self.descriptor, -1
+
+    def close(self) -> None:
+        """End the journal if it has not ended, and let go of its file."""
+        self.end()
+        with self.lock:
+            if self._ended_descriptor >= 0:
+                os.close(self._ended_descriptor)
+                self._ended_descriptor = -1
 
     def discard(self, problem: str) -> None:
         """Write no more: from here on records are dropped and counted."""
@@ -268,9 +293,10 @@ class JournalWriter:
     def forget(self) -> None:
         """In a forked child: let go of the parent's file without a trace."""
         self._closed = True
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        for descriptor in (self.descriptor, self._ended_descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.descriptor = self._ended_descriptor = -1
 
     def delete_parts(self, confirmed: int) -> None:
         """Delete closed parts whose records all come before seq `confirmed`."""
@@ -289,18 +315,18 @@ class JournalWriter:
         self.next_seq = seq + 1
         return seq
 
+    def _append_body(self, kind: int, body: bytes) -> None:
+        with self.lock:
+            if not self._append(kind, 0, self._take_seq(), body):
+                if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
+                    self._backlog.append((kind, body))
+                    self.dropped -= 1
+                return
+            if self.size >= PART_BYTES or self._sync_each or self._backlog:
+                self._after_write()
+
     def _announce(self, handle: SeriesHandle) -> None:
-        series = handle.series
-        body = json.dumps(
-            {
-                "run_id": series.run_id,
-                "names": series.names,
-                "context": series.context,
-                "rank": series.rank,
-                "attempt": series.attempt,
-            },
-            separators=(",", ":"),
-        ).encode()
+        body = json.dumps(_series_facts(handle.series), separators=(",", ":")).encode()
         seq = self._take_seq()
         if self._append(SERIES, handle.id, seq, body) and self._append(
             SERIES, handle.id, seq, body
@@ -384,3 +410,13 @@ class JournalWriter:
             raise
         while len(self.first_seqs) <= self.part:
             self.first_seqs.append(first)
+
+
+def _series_facts(series: Series) -> dict[str, Any]:
+    return {
+        "run_id": series.run_id,
+        "names": series.names,
+        "context": series.context,
+        "rank": series.rank,
+        "attempt": series.attempt,
+    }

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from tachograph.journal import (
     CRC,
+    DERIVED,
     END,
     HEADER,
     MAGIC,
@@ -24,6 +25,7 @@ from tachograph.journal import (
     PREFIX,
     ROWS,
     SERIES,
+    DerivedRow,
     part_path,
 )
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
@@ -61,8 +63,30 @@ class _Points:
         return MetricBlock(self.series, b"".join(self.rows))
 
 
+@dataclass(slots=True)
+class _Derived:
+    """Points of a derived writer that the journal carries."""
+
+    next: int = 0
+    rows: dict[Series, list[DerivedRow]] = field(default_factory=dict)
+
+    def add(self, series: Series, rows: list[DerivedRow]) -> None:
+        new = [row for row in rows if row[0] >= self.next]  # live ones come again at the end
+        if new:
+            self.rows.setdefault(series, []).extend(new)
+            self.next = new[-1][0] + 1
+
+    def batch(self, writer: str) -> Batch:
+        blocks = (MetricBlock.pack(series, rows) for series, rows in self.rows.items())
+        # From 0: numbers may be missing, and what a store has of them it leaves out.
+        return Batch(writer, 0, self.next, tuple(blocks))
+
+
 class JournalReader:
     """Reads one writer's journal from its first part on, batch by batch.
+
+    Points of derived writers that it carries come as batches of these writers, before the
+    batch of the writer itself: when a store has that one, it has them too.
 
     Parameters
     ----------
@@ -97,12 +121,16 @@ class JournalReader:
         self._points: dict[int, _Points] = {}  # by the series ids of the current part
         self._batch: list[_Points] = []
         self._rows: dict[str, list[Row]] = {}
+        self._derived: dict[str, _Derived] = {}
+        self._ready: list[Batch] = []
 
     def read(self, max_bytes: int, *, whole: bool = False) -> Batch | None:
         """The next batch of about `max_bytes` of journal; None where nothing is there yet.
 
         With `whole` the writer is gone: an incomplete end is damage, not a record on its way.
         """
+        if self._ready:
+            return self._ready.pop(0)
         first, budget = self.next, max_bytes
         while budget > 0 or self.next == first:
             read = self._read_part(max(budget, _LEAST_READ), whole)
@@ -111,7 +139,8 @@ class JournalReader:
                 break
         if self.next == first:
             return None
-        return self._build(first)
+        self._ready = self._build(first)
+        return self._ready.pop(0)
 
     def waiting_bytes(self) -> int:
         """Bytes that are not read yet."""
@@ -225,14 +254,7 @@ class JournalReader:
 
     def _take_other(self, kind: int, number: int, seq: int, body: bytes) -> None:
         if kind == SERIES:  # needed also where its own seq was read before
-            facts = json.loads(body)
-            self._series[number] = Series(
-                facts["run_id"],
-                tuple(facts["names"]),
-                facts["context"],
-                facts["rank"],
-                facts["attempt"],
-            )
+            self._series[number] = _series(json.loads(body))
         elif kind == HEADER:
             self.header = json.loads(body)
         elif kind == END:
@@ -241,14 +263,25 @@ class JournalReader:
             record = json.loads(body)
             rows = self._rows.setdefault(record["table"], [])
             rows.extend(complete_row(record["table"], r, self.writer, seq) for r in record["rows"])
+        elif kind == DERIVED and seq >= self._start:
+            record = json.loads(body)
+            derived = self._derived.setdefault(record["writer"], _Derived())
+            derived.add(_series(record), record["rows"])
         self.next = max(self.next, seq + 1)
 
-    def _build(self, first: int) -> Batch:
+    def _build(self, first: int) -> list[Batch]:
         blocks = tuple(points.block() for points in self._batch)
-        batch = Batch(self.writer, first, self.next, blocks, self._rows)
+        batches = [derived.batch(writer) for writer, derived in self._derived.items()]
+        batches.append(Batch(self.writer, first, self.next, blocks, self._rows))
         self._points.clear()
-        self._batch, self._rows = [], {}
-        return batch
+        self._batch, self._rows, self._derived = [], {}, {}
+        return batches
+
+
+def _series(facts: dict[str, Any]) -> Series:
+    return Series(
+        facts["run_id"], tuple(facts["names"]), facts["context"], facts["rank"], facts["attempt"]
+    )
 
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
@@ -290,7 +323,7 @@ def _is_frame(view: memoryview, offset: int) -> bool:
         return False
     length, kind, _, seq = PREFIX.unpack_from(view, offset)
     end = offset + 4 + length
-    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= END and seq >= 0):
+    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= DERIVED and seq >= 0):
         return False
     if end + 4 > len(view):
         return False

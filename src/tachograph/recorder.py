@@ -119,13 +119,14 @@ class Recorder:
             dependent.rebind()
         if journal is None or drain is None:
             return True
-        journal.close()
-        done = drain.finish(deadline)
+        journal.end()
+        done = drain.finish(self.config.record.exit_deadline if deadline is None else deadline)
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
         if done and not drain.alive:
             for part in list_parts(self.folder, journal.writer):
                 part_path(self.folder, journal.writer, part).unlink(missing_ok=True)
+        journal.close()
         return done
 
     def forget(self) -> None:
