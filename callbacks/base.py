@@ -105,6 +105,11 @@ class Recording:
         return self.run is not None and self.run.is_open and not isinstance(self.run, InertRun)
 
     @property
+    def is_off(self) -> bool:
+        """Whether recording is switched off, so that a callback has nothing to prepare."""
+        return is_disabled()
+
+    @property
     def own_run_id(self) -> str | None:
         """Id of the run that this callback started, for a checkpoint; None where there is none."""
         if self.run is None or not self.owned or isinstance(self.run, InertRun):
