@@ -10,7 +10,7 @@ import functools
 import os
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -20,7 +20,7 @@ from tachograph.config import Config
 from tachograph.current import activate, current_run, deactivate, using
 from tachograph.errors import RecordError
 from tachograph.identity import PARENT_VARIABLE
-from tachograph.journal import SeriesHandle
+from tachograph.journal import DerivedRow, SeriesHandle
 from tachograph.recorder import Recorder, get_recorder
 from tachograph.records import Row, Series, check_run_id
 from tachograph.values import canonical_json, flatten, plain
@@ -192,6 +192,30 @@ class Run:
             self._handles.clear()
         self._handles[key] = handle
         return handle
+
+    @guarded
+    def log_derived(
+        self,
+        writer: str,
+        names: Sequence[str],
+        rows: Sequence[DerivedRow],
+        *,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record points that other processes may record too, and that count once.
+
+        Parameters
+        ----------
+        writer : str
+            An id that all of them derive alike; see `identity.derived_id`.
+        names : sequence of str
+        rows : sequence of (seq, time in µs, step, epoch, values)
+            `seq` numbers the writer's points, alike in all processes, and ascends over calls.
+        context : mapping, optional
+        """
+        text = "{}" if not context else canonical_json(context)
+        series = Series(self.run_id, tuple(names), text, 0, self.attempt)
+        self._recorder.journal.append_derived(writer, series, rows)
 
     def _append_first(self, *arguments: Any) -> None:
         self._append = self._recorder.journal.append_points
@@ -434,6 +458,7 @@ class Run:
             "attempt": self.attempt,
             "started_at": None if resumed else now,
             "host": host.host_name(),
+            "deleted": None if resumed else 0,
         }
         self._rows("runs", run_row | row)
         self._rows("attempts", self._tried)

@@ -1,0 +1,227 @@
+"""The command: every command answers, in text for a person and in JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tachograph
+from tachograph.cli import main
+from tachograph.cli.render import duration, shown, size, sparkline
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config file and a store: two good runs with a child each, one failed."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "tachograph.toml").write_text('project = "toys"\nbackend = "sqlite:///r.sqlite"\n')
+    config = folder / "tachograph.toml"
+    for rate in (0.1, 0.4):
+        with tachograph.start_run(
+            name=f"rate {rate}", params={"lr": rate, "layers": {"width": 8}}, config=config
+        ) as run:
+            run.set_tags({"stage": "test"})
+            for epoch in range(30):
+                value = math.nan if epoch == 7 else math.exp(-rate * epoch)
+                run.log({"loss": value}, step=epoch, context={"phase": "train"})
+                run.log({"loss": value + 0.1}, step=epoch, context={"phase": "val"})
+            with run.child("trial", "inner") as child:
+                child.log({"score": rate}, step=0)
+    with (
+        pytest.raises(ValueError, match="no good"),
+        tachograph.start_run(name="bad", config=config),
+    ):
+        raise ValueError("no good")
+    return folder
+
+
+@pytest.fixture
+def call(recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run a command line in the folder of the store; returns status, output and errors."""
+    monkeypatch.chdir(recorded)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(arguments)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_runs_lists_roots_and_with_children_all(call) -> None:  # type: ignore[no-untyped-def]
+    """Trials and other parts are listed when asked for."""
+    status, out, _ = call("runs")
+    assert status == 0
+    assert "rate 0.1" in out
+    assert "inner" not in out
+    assert call("runs", "--children")[1].count("inner") == 2
+    rows = json.loads(call("runs", "--json")[1])
+    assert [row["name"] for row in rows] == ["bad", "rate 0.4", "rate 0.1"]
+    assert {row["status"] for row in rows} == {"finished", "failed"}
+
+
+def test_runs_filters_sorts_and_chooses_columns(call) -> None:  # type: ignore[no-untyped-def]
+    """Filter, order and columns speak the same names."""
+    arguments = ("--where", "metrics['loss', phase='val'] > 0", "--sort", "params.lr")
+    columns = ("--columns", "name,params.layers.width,metrics['loss', phase='val'].min")
+    rows = json.loads(call("runs", *arguments, *columns, "--json")[1])
+    assert [row["name"] for row in rows] == ["rate 0.1", "rate 0.4"]
+    assert list(rows[0].values())[1] == 8
+    assert "no run fits" in call("runs", "-w", "params.lr > 99")[1]
+
+
+def test_a_mistake_goes_to_stderr_with_a_status(call) -> None:  # type: ignore[no-untyped-def]
+    """Wrong names, filters and options say what is wrong and what there is."""
+    status, out, err = call("runs", "-w", "metrics.los > 0")
+    assert (status, out) == (1, "")
+    assert "did you mean 'loss'" in err
+    assert call("show", "nonesuch")[0] == 1
+    assert "there is no run 'nonesuch'" in call("show", "nonesuch")[2]
+    status, _, err = call("runs", "--sort-by", "name")
+    assert status == 2
+    assert "--sort-by" in err
+    assert call("sql", "drop table runs")[0] == 1
+    assert call("runs", "--store", "sqlite:////nowhere/x.sqlite")[0] == 1
+
+
+def test_show_tells_everything_about_a_run(call) -> None:  # type: ignore[no-untyped-def]
+    """Parameters, tags, curves, parts, events and origin are on the page."""
+    out = call("show", "rate 0.1")[1]
+    for text in ("rate 0.1", "finished", "layers.width", "stage=test", "loss", "▁", "inner"):
+        assert text in out
+    assert "ValueError: no good" in call("show", "bad")[1]
+    document = json.loads(call("show", "rate 0.1", "--json")[1])
+    assert document["params"]["lr"] == 0.1
+    assert {"git", "packages", "python", "hardware"} <= set(document["provenance"])
+    assert document["run"]["project"] == "toys"
+
+
+def test_compare_and_diff_show_what_differs(call) -> None:  # type: ignore[no-untyped-def]
+    """What is the same is counted, what differs is shown."""
+    out = call("compare", "rate 0.1", "rate 0.4")[1]
+    assert "lr" in out
+    assert "layers.width" not in out
+    assert "layers.width" in call("compare", "rate 0.1", "rate 0.4", "--all")[1]
+    changes = json.loads(call("diff", "rate 0.1", "rate 0.4", "--json")[1])["changes"]
+    assert [row["path"] for row in changes] == ["params.lr"]
+
+
+def test_plot_draws_and_gives_the_points(call) -> None:  # type: ignore[no-untyped-def]
+    """A curve is drawn without what is no number, which is counted."""
+    out = call("plot", "rate 0.1", "rate 0.4", "-m", "loss", "--context", "phase=val")[1]
+    assert "rate 0.4: loss" in out
+    assert "2 points are not finite" in out
+    curves = json.loads(call("plot", "rate 0.1", "-m", "loss", "--json")[1])
+    assert [len(curve["values"]) for curve in curves] == [30, 30]
+    assert call("plot", "rate 0.1", "-m", "los")[0] == 1
+
+
+def test_tail_prints_the_last_points(call) -> None:  # type: ignore[no-untyped-def]
+    """Of a run that has ended, the end."""
+    out = call("tail", "rate 0.4", "-n", "4")[1].strip().splitlines()
+    assert len(out) == 5
+    assert out[-1] == "finished"
+    lines = call("tail", "rate 0.4", "-n", "2", "--json")[1].strip().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [29, 29]
+
+
+def test_sql_answers(call) -> None:  # type: ignore[no-untyped-def]
+    """SQL over the tables, as text and as JSON."""
+    query = "select name, count(*) as points from metrics where name = 'loss' group by name"
+    assert json.loads(call("sql", query, "--json")[1]) == [{"name": "loss", "points": 120}]
+    assert "120" in call("sql", query)[1]
+
+
+def test_tag_note_edit_and_delete_change_the_record(call) -> None:  # type: ignore[no-untyped-def]
+    """Edits are seen at once; a deleted run is gone with its parts and freed by gc."""
+    with tachograph.start_run(name="to change") as run:
+        run.log({"loss": 1.0}, step=0)
+        run.child("trial", "part").finish()
+    assert call("tag", "to change", "best", "stage=final")[0] == 0
+    assert call("note", "to change", "looked at it")[0] == 0
+    assert call("edit", "to change", "verdict=keep", "name=changed")[0] == 0
+    assert call("edit", "changed", "started_at=1")[0] == 1
+    page = json.loads(call("show", "changed", "--json")[1])
+    assert page["tags"] == {"best": "", "stage": "final"}
+    assert page["run"]["verdict"] == "keep"
+    assert "looked at it" in [event["message"] for event in page["events"]]
+    assert json.loads(call("delete", "changed", "--yes", "--json")[1])["deleted"]
+    assert call("show", "changed")[0] == 1
+    assert json.loads(call("gc", "--json")[1])["points"] == 1
+    assert json.loads(call("gc", "--json")[1])["freed"] is False
+    assert "freed" in call("gc", "--really")[1]
+    assert "nothing to free" in call("gc")[1]
+
+
+def test_copy_moves_everything_and_proves_it(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A copy into the other kind of store has the same digests."""
+    status, out, err = call("copy", "r.sqlite", f"parquet:///{tmp_path}/copy", "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    assert report["digests"]
+    assert all(row["source"] == row["destination"] for row in report["digests"])
+    rows = json.loads(call("runs", "--store", f"{tmp_path}/copy", "--json")[1])
+    assert [row["name"] for row in rows] == ["bad", "rate 0.4", "rate 0.1"]
+
+
+def test_config_tells_where_values_come_from(call) -> None:  # type: ignore[no-untyped-def]
+    """Each value has its file and line."""
+    rows = {row["key"]: row for row in json.loads(call("config", "--json")[1])}
+    assert rows["project"]["value"] == "toys"
+    assert rows["project"]["from"].endswith("tachograph.toml, line 1")
+    assert rows["record.every"]["from"] == "default"
+    assert "journals" in call("config")[1]
+
+
+def test_doctor_finds_and_repairs_what_a_kill_left(call, recorded: Path) -> None:  # type: ignore[no-untyped-def]
+    """A killed process's journal is found, sent, and its run marked as lost."""
+    code = (
+        "import os, signal, tachograph\n"
+        "run = tachograph.start_run(name='killed', config={'backend': 'sqlite:///r.sqlite'})\n"
+        "run.log({'loss': 1.0}, step=0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=recorded, check=False)
+    findings = json.loads(call("doctor", "--json")[1])
+    assert "warning" in [finding["level"] for finding in findings]
+    repaired = json.loads(call("doctor", "--repair", "--json")[1])
+    assert "repaired" in [finding["level"] for finding in repaired]
+    assert {f["level"] for f in json.loads(call("doctor", "--json")[1])} == {"ok"}
+    assert json.loads(call("runs", "-w", "name == 'killed'", "--json")[1])[0]["status"] == "lost"
+    assert json.loads(call("sync", "--json")[1])["sent"] == []
+    assert call("delete", "killed", "-y")[0] == 0
+
+
+def test_help_and_version() -> None:
+    """The command runs as a module, and names its version."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tachograph", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"tachograph {tachograph.__version__}"
+    listed = subprocess.run(
+        [sys.executable, "-m", "tachograph", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("runs", "show", "compare", "diff", "plot", "tail", "sql", "tag", "note", "edit",
+                    "delete", "gc", "copy", "sync", "doctor", "config", "demo"):  # fmt: skip
+        assert command in listed.stdout
+
+
+def test_numbers_are_short_and_true() -> None:
+    """What a person reads says the same as the value."""
+    assert shown(0.1234567) == "0.12346"
+    assert shown(math.nan) == "nan"
+    assert duration(1_500_000) == "1.5 s"
+    assert duration(3_723_000_000) == "1 h 02 min"
+    assert size(1536) == "1.5 KiB"
+    assert sparkline([0.0, 1.0]) == "▁█"
+    assert sparkline([math.nan]) == "×"
+    assert sparkline([]) == ""
