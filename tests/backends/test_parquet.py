@@ -175,7 +175,7 @@ def test_writing_and_reading_leave_pandas_alone(tmp_path: Path) -> None:
     """Neither a training nor a listing pays for importing pandas, DuckDB or pyarrow.dataset."""
     code = """
 import sys
-from tachograph.backends.base import Query
+from tachograph.backends.base import Condition, Query
 from tachograph.backends.parquet import ParquetBackend
 from tachograph.records import TABLES
 from tachograph.testing import make_batch, make_block
