@@ -45,7 +45,7 @@ def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
             return method(*args, **kwargs)
         except Exception as error:
             run: Any = args[0]
-            run.report_problem(error, method.__name__)
+            run.report_problem(error, method.__name__.lstrip("_"))
             return None
 
     return call
@@ -139,10 +139,10 @@ class Run:
             handle = self._handles.get(key) or self._new_handle(key, metrics, context, step)
             self._append(handle, step, epoch, metrics.values())
         except Exception:
-            self._log_carefully(metrics, step, epoch, context)
+            self._log(metrics, step, epoch, context)
 
     @guarded
-    def _log_carefully(
+    def _log(
         self,
         metrics: Mapping[str, Any],
         step: Any,
@@ -157,11 +157,11 @@ class Run:
         bad = []
         for name, value in _join_names(metrics).items():
             try:
-                values[name] = float(value)
+                values[name] = float(value.detach() if hasattr(value, "detach") else value)
             except (TypeError, ValueError, OverflowError, RuntimeError):
                 bad.append(f"{name}={value!r:.80}")
         if values:
-            key = (*values,) if context is None else (canonical_json(context), None, *values)
+            key = (canonical_json(context or {}), True, *values)  # apart from those of `log`
             handle = self._handles.get(key) or self._new_handle(key, values, context, step)
             self._append(handle, step, None if epoch is None else float(epoch), values.values())
         if bad:
@@ -176,8 +176,8 @@ class Run:
     ) -> SeriesHandle:
         if not all(isinstance(name, str) for name in metrics):
             raise RecordError("names of metrics are texts")
-        if any(isinstance(value, Mapping) for value in metrics.values()):
-            raise RecordError("nested")  # the careful way joins the names
+        if any(isinstance(v, Mapping) or hasattr(v, "detach") for v in metrics.values()):
+            raise RecordError("for `_log`: names to join, or tensors that may carry gradients")
         if not self._first_step_known and step is not None:
             self.set_first_step(step)
         series = Series(
