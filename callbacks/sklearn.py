@@ -11,11 +11,11 @@ import sys
 import threading
 import warnings
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import sklearn
 
-from tachograph.callbacks.base import KEYWORDS, Recording, hook
+from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
 from tachograph.callbacks.sklearn_fit import Fit, Place
 from tachograph.callbacks.sklearn_tasks import Tasks, is_iteration
 from tachograph.callbacks.sklearn_track import current_fit, observe
@@ -35,7 +35,7 @@ class SklearnCallback:
     max_propagation_depth = None
     """scikit-learn's protocol: hand this callback to estimators at every depth."""
 
-    def __init__(self, *, keep: bool = False, **keywords: Any) -> None:
+    def __init__(self, *, keep: bool = False, **keywords: Unpack[Keywords]) -> None:
         self._recording = Recording(**keywords)
         self._keep = keep
         self._tasks = Tasks()
@@ -68,8 +68,8 @@ class SklearnCallback:
 
     @hook
     def _open(self, context: Any) -> None:
-        if current_fit() is not None:  # `track` records it already, and sees more
-            return
+        if self._recording.is_off or current_fit() is not None:
+            return  # `track` records it already, and sees more
         run = self._recording.open(FRAMEWORK)
         if self._recording.active:
             self._tasks.open(context, Fit(Place(run), owns_run=self._recording.owned))
@@ -100,7 +100,7 @@ class SklearnCallback:
             self._tasks.end(estimator, context, X)
 
 
-def track(estimator: E, **keywords: Any) -> AbstractContextManager[E]:
+def track(estimator: E, **keywords: Unpack[Keywords]) -> AbstractContextManager[E]:
     """Record every fit of `estimator` and of what is inside it, while the block lasts.
 
     ``with track(search): search.fit(X, y)`` works with all estimators and all versions, with

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import time
 import traceback
@@ -221,6 +222,16 @@ def _nothing() -> None:
     return None
 
 
+def _count_folds(evaluate: Callable[..., Any], estimator: Any) -> int:
+    """How many folds each candidate will have.
+
+    Before scikit-learn 1.9 only the function itself knows: the attribute is set at the end, and
+    that of an earlier fit may be another.
+    """
+    known = inspect.getclosurevars(evaluate).nonlocals
+    return int(known.get("n_splits", None) or estimator.n_splits_)
+
+
 class Search:
     """The candidates of a search in progress, each a run, and their folds.
 
@@ -256,7 +267,7 @@ class Search:
         def evaluate_candidates(candidate_params: Any, *args: Any, **kwargs: Any) -> Any:
             candidates = list(candidate_params)
             with guard(self.place.run, "candidates"):
-                self._begin(candidates, estimator.n_splits_)
+                self._begin(candidates, _count_folds(evaluate, estimator))
             results = evaluate(candidates, *args, **kwargs)
             self._waiting = 0
             with guard(self.place.run, "scores"):

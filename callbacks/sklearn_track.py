@@ -1,7 +1,7 @@
-"""Seeing inside any estimator: for the time of a ``with`` block it is of an observed subclass.
+"""Seeing inside any estimator: for the time of a ``with`` block it is of an observed class.
 
-The subclass says it is its base, leaves no attribute on the estimator, pickles as its base, and
-is undone when the block ends. Knows joblib, because estimators go to its worker processes.
+Owns which estimators are observed, by which block, and where their fits are recorded. Knows
+joblib, because estimators go to its worker processes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import inspect
 import itertools
 import threading
 import weakref
@@ -20,6 +19,13 @@ from typing import Any
 from joblib.externals.loky.backend.reduction import register
 
 from tachograph.callbacks.base import Recording
+from tachograph.callbacks.sklearn_class import (
+    Observer,
+    base_of,
+    observed_class,
+    reduce_plain,
+    set_class,
+)
 from tachograph.callbacks.sklearn_facts import is_estimator, parameters
 from tachograph.callbacks.sklearn_fit import Fit, Place, guard
 from tachograph.current import using
@@ -27,13 +33,8 @@ from tachograph.run import Run, status_of
 from tachograph.start import InertRun
 from tachograph.warning import warn_once
 
-FIT_METHODS = ("fit", "fit_transform", "fit_predict", "partial_fit")
-_class_slot = object.__dict__["__class__"]  # the classes below hide it
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
 _tickets: dict[int, Ticket] = {}
-_bases: dict[type, type] = {}
-_observed: dict[type, type] = {}
-_lock = threading.RLock()
 
 
 def current_fit() -> Fit | None:
@@ -114,6 +115,9 @@ class Session:
 @contextlib.contextmanager
 def observe(estimator: Any, recording: Recording, framework: str) -> Iterator[Any]:
     """Observe all fits of `estimator` and of what is inside it, until the block is left."""
+    if recording.is_off:
+        yield estimator
+        return
     session = Session(recording, framework, id(estimator))
     try:
         for name, found in _walk(estimator, "", set()):
@@ -157,9 +161,9 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 def _adopt(estimator: Any, ticket: Ticket) -> None:
     """Make an estimator observed; one whose class does not allow it stays as it is."""
-    base = _bases.get(type(estimator), type(estimator))
+    base = base_of(type(estimator))
     with contextlib.suppress(TypeError):
-        _class_slot.__set__(estimator, _observed_class(base))
+        set_class(estimator, _observed_class(base))
         key = id(estimator)
         ticket.reference = weakref.ref(estimator, functools.partial(_forget, key))
         ticket.previous = _tickets.get(key)
@@ -180,69 +184,15 @@ def _release(key: int, ticket: Ticket) -> None:
         _tickets[key] = ticket.previous
         return
     _tickets.pop(key, None)
-    _class_slot.__set__(estimator, _bases[type(estimator)])
+    set_class(estimator, base_of(type(estimator)))
 
 
-# ---------------------------------------------------------------------------- the class
-
-
-def _observed_class(base: type) -> type:
-    """The observed subclass of a class, made once per process."""
-    with _lock:
-        if base not in _observed:
-            body = {
-                "__module__": base.__module__,
-                "__qualname__": base.__qualname__,
-                "__doc__": base.__doc__,
-                "__slots__": (),  # the layout of the base, so that instances can change class
-                "__class__": property(lambda self: base),
-            }
-            made = type(base)(base.__name__, (base,), body)
-            # What `__init_subclass__` has set for a new class would hide what the base has.
-            for name in [name for name in vars(made) if not name.startswith(("__", "_abc_"))]:
-                delattr(made, name)
-            for name in FIT_METHODS:
-                _replace(made, base, name, _observe_fit)
-            _replace(made, base, "score", _observe_score)
-            _replace(made, base, "_run_search", _observe_search)
-            if hasattr(base, "__sklearn_clone__"):
-                made.__sklearn_clone__ = _clone  # type: ignore[attr-defined]
-            made.__reduce_ex__ = _reduce_plain  # type: ignore[method-assign,assignment]
-            register(made, _reduce_for_worker)
-            _observed[base] = made
-            _bases[made] = base
-        return _observed[base]
-
-
-def _replace(made: type, base: type, name: str, observer: Callable[..., Any]) -> None:
-    original = inspect.getattr_static(base, name, None)
-    if hasattr(type(original), "__get__"):
-        setattr(made, name, _Method(original, observer))
-
-
-class _Method:
-    """A method of the base, observed where it is called on an instance."""
-
-    def __init__(self, original: Any, observer: Callable[..., Any]) -> None:
-        self._original = original
-        self._observer = observer
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        method = self._original.__get__(instance, owner)
-        if instance is None or not callable(method):
-            return method
-        observer = self._observer
-
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return observer(instance, method, args, kwargs)
-
-        return call
+# ---------------------------------------------------------------------------- clones
 
 
 def _clone(self: Any) -> Any:
     """scikit-learn's protocol of cloning: the clone of an observed estimator is observed."""
-    twin = _bases[type(self)].__sklearn_clone__(self)  # type: ignore[attr-defined]
+    twin = base_of(type(self)).__sklearn_clone__(self)  # type: ignore[attr-defined]
     source = _tickets.get(id(self))
     if source is None:
         return twin
@@ -282,21 +232,9 @@ def _place_candidate(parent: Fit, source: Any, twin: Any, ticket: Ticket) -> Non
 # ---------------------------------------------------------------------------- pickling
 
 
-def _reduce_plain(self: Any, protocol: Any) -> Any:
-    """Pickle as the base would, to the byte: for files, caches, hashes and copies."""
-    made = type(self)
-    base: Any = _bases[made]
-    reduced = base.__reduce_ex__(self, protocol)
-    if isinstance(reduced, str):
-        return reduced
-    make, args, *rest = reduced
-    args = tuple(base if argument is made else argument for argument in args)
-    return (base if make is made else make, args, *rest)
-
-
 def _reduce_for_worker(estimator: Any) -> Any:
     """Pickle for a process of joblib, where it goes on being observed."""
-    plain = _reduce_plain(estimator, 4)
+    plain = reduce_plain(estimator, 4)
     ticket = _tickets.get(id(estimator))
     if ticket is None or ticket.session is None:  # on its way back from a worker
         return plain
@@ -462,3 +400,20 @@ def _report(ticket: Ticket | None, error: Exception) -> None:
         ticket.session.recording.problem(error, "track")
     else:
         warn_once(f"track: {type(error).__name__}: {error}")
+
+
+_OBSERVERS: Mapping[str, Observer] = {
+    "fit": _observe_fit,
+    "fit_transform": _observe_fit,
+    "fit_predict": _observe_fit,
+    "partial_fit": _observe_fit,
+    "score": _observe_score,
+    "_run_search": _observe_search,
+}
+
+
+@functools.cache
+def _observed_class(base: type) -> type:
+    made = observed_class(base, _OBSERVERS, _clone)
+    register(made, _reduce_for_worker)
+    return made

@@ -252,9 +252,9 @@ def test_search_over_an_estimator_without_callbacks(config: Config, record: Read
 
 def test_several_scorers_and_training_scores(config: Config, record: Reader) -> None:
     """Each scorer has its series, of test and training data."""
-    fitted = search(
-        scoring=["accuracy", "f1"], refit="f1", return_train_score=True
-    ).set_callbacks(SklearnCallback(config=config))
+    fitted = search(scoring=["accuracy", "f1"], refit="f1", return_train_score=True).set_callbacks(
+        SklearnCallback(config=config)
+    )
     fitted.fit(X, y)
     found = record()
     assert len(found.series("accuracy", phase="test")) == 4

@@ -32,7 +32,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_selection import RFE, SelectFromModel
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score, cross_validate
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -186,7 +186,7 @@ def test_search(jobs: int | None, config: Config, record: Reader) -> None:
         for fold in range(2):
             context = f'{{"fold":{fold},"step":"model"}}'
             twin = clone(model.estimator).set_params(**results["params"][index])
-            train = list(model._checked_cv_orig.split(X, y))[fold][0]
+            train = list(StratifiedKFold(2).split(X, y))[fold][0]
             twin.fit(X[train], y[train])
             assert values["n_iter", context] == twin["model"].n_iter_[0]
             score = values["score", f'{{"fold":{fold},"phase":"test"}}']
@@ -309,7 +309,7 @@ def models() -> list[Any]:
     return [
         logistic,
         tree_,
-        SVC(probability=False),
+        SVC(),
         KNeighborsClassifier(),
         GaussianNB(),
         MLPClassifier((3,), max_iter=5, random_state=0),
