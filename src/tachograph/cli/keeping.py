@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tachograph import doctor as doctors
 from tachograph import drain, registry
+from tachograph.backends.base import SupportsCompact
 from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
 from tachograph.cli.render import console, print_json, print_table, shown, size
 from tachograph.config import SETTINGS, load_config
@@ -29,9 +30,11 @@ def gc(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Free what deleted runs still take. Says first what that is."""
+    """Free what deleted runs still take, and merge small files. Says first what that is."""
     with open_for_reading(store) as opened:
         garbage = opened.gc(dry_run=not really)
+        backend = opened.backend
+        merged = backend.compact() if really and isinstance(backend, SupportsCompact) else 0
     if as_json:
         print_json(
             {
@@ -40,6 +43,7 @@ def gc(
                 "artifacts": garbage.artifacts,
                 "bytes": garbage.bytes,
                 "freed": really,
+                "merged": merged,
             }
         )
         return
@@ -51,6 +55,8 @@ def gc(
         print("there is nothing to free")
     else:
         print(f"freed {what}" if really else f"to free: {what}\nadd --really to do it")
+    if merged:
+        print(f"merged {merged} small files")
 
 
 def copy(
