@@ -121,6 +121,7 @@ class Recording:
         framework: str,
         *,
         kind: str = "run",
+        run_id: str | None = None,
         resume_id: str | None = None,
         rank: tuple[int, int, int] | None = None,
     ) -> Run:
@@ -132,6 +133,8 @@ class Recording:
             Name and version of what trains, such as 'xgboost 3.2.0'.
         kind : str
             Kind of a run that is started here.
+        run_id : str, optional
+            Id of a run that is started here, where what trains has an identity of its own.
         resume_id : str, optional
             Go on with that run as its next attempt, as a checkpoint says.
         rank : (int, int, int), optional
@@ -140,7 +143,7 @@ class Recording:
         run = self._find(resume_id, rank)
         self.owned = run is None
         if run is None:
-            run = self._start(framework, kind, resume_id, rank)
+            run = self._start(framework, kind, run_id, resume_id, rank)
         else:
             run.fits += kind == "run"  # an evaluation does not take the place of a fit
             if rank is not None:
@@ -195,6 +198,7 @@ class Recording:
         self,
         framework: str,
         kind: str,
+        run_id: str | None,
         resume_id: str | None,
         rank: tuple[int, int, int] | None,
     ) -> Run:
@@ -207,7 +211,7 @@ class Recording:
             notes=self.notes,
             kind=kind,
             framework=framework,
-            run_id=resume_id or given,
+            run_id=resume_id or given or run_id,
             parent=None if resume_id else self._around(),
             resume=resume_id is not None,
             config=self.config,
@@ -236,7 +240,8 @@ class Recording:
             warn_once(f"{where}: {type(error).__name__}: {error}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"run": None, "owned": False, "data": None}
+        around = self.around if self.around is not None and self.around.is_open else None
+        return self.__dict__ | {"run": None, "owned": False, "data": None, "around": around}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
         twin = Recording.__new__(Recording)

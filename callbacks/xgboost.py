@@ -267,10 +267,11 @@ class _Fit:
         if not self._is_open:
             return
         self._is_open = False
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         for run in self._folds:
-            run.finish(status, None if error is None else str(error), wait=False)
-        if isinstance(error, BaseException) and not self._recording.owned:
-            self._run.event("error", f"{type(error).__name__}: {error}", level="error")
+            run.finish(status, text, wait=False)
+        if text is not None and not self._recording.owned:
+            self._run.event("error", text, level="error")
         self._recording.close(status, error)
 
     @hook

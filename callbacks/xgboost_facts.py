@@ -18,7 +18,7 @@ from xgboost.callback import EarlyStopping, TrainingCallback
 
 from tachograph.values import qualified_name
 
-SAMPLE_ROWS = 1024
+SAMPLE_ROWS = 512
 """So many rows of a matrix, evenly spread, are in the digest of its features."""
 
 MAX_HASHED = 16 << 20
@@ -169,15 +169,15 @@ def estimator_data(estimator: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     given = [("train", estimator.get("X"), estimator.get("y"))]
     given += [(f"validation_{i}", *pair) for i, pair in enumerate(estimator.get("eval_set") or ())]
     for name, features, labels in given:
-        if features is not None:
-            yield f"{name}.X", features
-            yield f"{name}.y", labels
+        for letter, data in (("X", features), ("y", labels)):
+            if data is not None:
+                yield f"{name}.{letter}", data
 
 
 def matrix_document(matrix: xgboost.DMatrix) -> dict[str, Any]:
     """What a DMatrix holds: shape, features, which fields it has, and digests.
 
-    Takes about 2 ms, whatever the size: of the features, `SAMPLE_ROWS` rows are digested, where
+    Takes about 1 ms, whatever the size: of the features, `SAMPLE_ROWS` rows are digested, where
     the kind of matrix can give rows.
     """
     rows, columns = matrix.num_row(), matrix.num_col()

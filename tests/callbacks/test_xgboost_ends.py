@@ -24,7 +24,7 @@ from tachograph.testing.callback_contract import Record
 xgboost = pytest.importorskip("xgboost")
 
 from tachograph.callbacks import XGBoostCallback  # noqa: E402
-from tachograph.callbacks import xgboost as module
+from tachograph.callbacks import xgboost as module  # noqa: E402
 
 QUIET = {"verbose_eval": False}
 
@@ -153,7 +153,7 @@ def test_failure_inside_a_run_of_the_user(
 SCRIPT = """
 import json, sys
 import numpy as np, xgboost
-from tachograph.callbacks import XGBoostCallback
+from tachograph.callbacks import XGBoostCallback  # noqa: E402
 data = xgboost.DMatrix(np.random.rand(50, 2), np.random.rand(50))
 class Raise(xgboost.callback.TrainingCallback):
     def before_training(self, model):
@@ -275,7 +275,9 @@ def test_pickle_holds_no_run(config: dict[str, Any]) -> None:
     """What is pickled is configuration: no run that is over, and nothing of its training."""
     callback = XGBoostCallback(config=config)
     _fitted(callback)
-    assert b"tachograph.run" not in pickle.dumps(callback)
+    with start_run(config=config):
+        inside = XGBoostCallback(config=config)
+    assert b"attach_run" not in pickle.dumps([callback, inside])
     assert isinstance(callback._recording.run, Run)
 
 

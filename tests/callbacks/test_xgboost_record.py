@@ -15,6 +15,7 @@ from tachograph.testing.callback_contract import Record
 xgboost = pytest.importorskip("xgboost")
 
 from tachograph.callbacks import XGBoostCallback  # noqa: E402
+from tachograph.callbacks import xgboost_facts as facts  # noqa: E402
 
 QUIET = {"verbose_eval": False}
 BINARY = {"objective": "binary:logistic", "nthread": 1, "max_depth": 3}
@@ -192,11 +193,29 @@ def test_documents(config: dict[str, Any], record: Callable[[], Record]) -> None
     assert data == provenance(held, second, "data.train")
     assert data["digest_of"] == "content"
     assert data["digest"] != provenance(held, first, "data.valid")["digest"]
+    assert data["label"]["digest"] != provenance(held, first, "data.valid")["label"]["digest"]
     model = provenance(held, first, "model")
     assert (model["rounds"], model["trees"], model["features"]) == (5, 5, 4)
     assert model["bytes"] == len(booster.save_raw("ubj"))
     assert model["importance"]["gain"] == booster.get_score(importance_type="gain")
     assert provenance(held, first, "xgboost")["build"] == xgboost.build_info()
+
+
+def test_digest_of_large_data() -> None:
+    """Of many rows a fixed sample is digested; a changed label or row in it changes the digest."""
+    features = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    labels = features[:, 0].copy()
+
+    def documents() -> Any:
+        return facts.matrix_document(xgboost.DMatrix(features, labels))
+
+    first = documents()
+    assert (first["digest_of"], first["label"]["digest_of"]) == ("sample", "content")
+    assert documents() == first
+    features[-1, 0] += 1
+    assert documents()["digest"] != first["digest"]
+    labels[1] += 1
+    assert documents()["label"] != first["label"]
 
 
 def test_booster_kinds(config: dict[str, Any], record: Callable[[], Record]) -> None:
