@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:  # so that `Trainer(callbacks=[...])` type-checks in a user's code
+    from lightning.pytorch import Callback as _Callback
+else:
+    _Callback = object
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _OF_LIGHTNING = ("log", "log_dict")  # set on each callback for each fit, bound to the module
 _made: dict[tuple[type, tuple[type, ...]], type] = {}
 
 
-class EitherCallback:
+class EitherCallback(_Callback):
     """Base of a callback for both packages; naming it or a subclass loads neither.
 
     The class of an object is made with the object: the user's, with `Callback` of the loaded

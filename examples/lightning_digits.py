@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import lightning
 import torch
@@ -44,7 +45,7 @@ class Digits(lightning.LightningModule):
         self.log("loss", functional.cross_entropy(logits, digits))
         self.log("accuracy", (logits.argmax(1) == digits).float().mean())
 
-    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[object]]:
+    def configure_optimizers(self) -> Any:
         """Adam, with a learning rate that falls along a cosine."""
         optimizer = torch.optim.Adam(self.parameters(), self.hparams["learning_rate"])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)

@@ -21,14 +21,14 @@ from tachograph.records import Row
 from tachograph.values import plain
 
 if TYPE_CHECKING:
-    from tachograph.run import Run
+    from tachograph.run_facts import Facts
 
 MAX_FILES = 10_000
 _CHUNK = 1 << 20
 
 
 def log_artifact(
-    run: Run, path: Path, name: str | None, *, kind: str, step: int | None, copy: bool
+    run: Facts, path: Path, name: str | None, *, kind: str, step: int | None, copy: bool
 ) -> None:
     """Record a file, or all files of a folder; see `Run.log_artifact`."""
     path = path.expanduser().absolute()
@@ -63,7 +63,7 @@ def _row(file: Path, label: str, kind: str, step: int | None) -> Row:
     }
 
 
-def _copy(run: Run, file: Path, label: str, kind: str, step: int | None) -> None:
+def _copy(run: Facts, file: Path, label: str, kind: str, step: int | None) -> None:
     row = _row(file, label, kind, step) | {"sha256": digest_of(file)}
     uris = []
     for url in run.config.backend:
@@ -76,7 +76,7 @@ def _copy(run: Run, file: Path, label: str, kind: str, step: int | None) -> None
     run.record_rows("artifacts", row | ({"uri": uris[0]} if uris else {}))
 
 
-def _reference(run: Run, file: Path, label: str, kind: str, step: int | None) -> Any:
+def _reference(run: Facts, file: Path, label: str, kind: str, step: int | None) -> Any:
     """A task that hashes a file and records where it is; the file may change later."""
     row = _row(file, label, kind, step)
 
@@ -102,7 +102,7 @@ def digest_of(file: Path) -> str:
 # ---------------------------------------------------------------------------- made from values
 
 
-def log_table(run: Run, name: str, table: Any, *, step: int | None) -> None:
+def log_table(run: Facts, name: str, table: Any, *, step: int | None) -> None:
     """Keep rows as JSON Lines, which DuckDB, pandas and Polars read."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "table.jsonl")
@@ -112,7 +112,7 @@ def log_table(run: Run, name: str, table: Any, *, step: int | None) -> None:
         _copy(run, file, _label(name, step, ".jsonl"), "table", step)
 
 
-def log_image(run: Run, name: str, image: Any, *, step: int | None) -> None:
+def log_image(run: Facts, name: str, image: Any, *, step: int | None) -> None:
     """Keep an image as PNG, or as the file that it is."""
     if isinstance(image, str | Path):
         file = Path(image)
@@ -124,7 +124,7 @@ def log_image(run: Run, name: str, image: Any, *, step: int | None) -> None:
         _copy(run, file, _label(name, step, ".png"), "image", step)
 
 
-def log_figure(run: Run, name: str, figure: Any, *, step: int | None) -> None:
+def log_figure(run: Facts, name: str, figure: Any, *, step: int | None) -> None:
     """Keep a figure of Matplotlib as PNG, of Plotly as HTML."""
     with tempfile.TemporaryDirectory() as folder:
         if hasattr(figure, "savefig"):

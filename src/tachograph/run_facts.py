@@ -1,0 +1,247 @@
+"""What is said of a run beside its points: parameters, tags, events, documents, files.
+
+The half of `Run` that records rows; it knows no storage and does not know how a run lives.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from tachograph import origin, redaction
+from tachograph.errors import RecordError
+from tachograph.records import Row
+from tachograph.values import canonical_json, flatten, plain
+from tachograph.warning import warn_once
+
+if TYPE_CHECKING:
+    from tachograph.config import Config
+    from tachograph.recorder import Recorder
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
+    """Keep whatever a recording method raises from the training.
+
+    A problem is said once. The configuration's ``on_error = "raise"`` lets it through.
+    """
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            run: Any = args[0]
+            run.report_problem(error, method.__name__.lstrip("_"))
+            return None
+
+    return call
+
+
+class Facts:
+    """Methods of a run that record facts; see `Run`."""
+
+    run_id: str
+    attempt: int
+    name: str | None
+    config: Config
+    _owner: int | None
+    _recorder: Recorder
+
+    @guarded
+    def log_params(self, params: Mapping[str, Any], *, source: str = "user") -> None:
+        """Record configuration values; nested mappings become dotted paths.
+
+        Parameters
+        ----------
+        params : mapping
+            Values are kept as JSON; secrets are redacted by name and by shape.
+        source : str, default 'user'
+            Where they come from: 'framework', 'argv', 'config file', 'user' or 'default'.
+        """
+        rows = [
+            {"path": path, "value": canonical_json(redaction.redact_value(path, plain(value)))}
+            for path, value in flatten(params).items()
+        ]
+        self._rows("params", *(row | {"source": source} for row in rows))
+
+    @guarded
+    def set_tags(self, tags: Mapping[str, Any] | Iterable[str], **more: Any) -> None:
+        """Set tags: a mapping of keys to values, or names alone."""
+        pairs = dict(tags) if isinstance(tags, Mapping) else dict.fromkeys(_names(tags), "")
+        rows = [
+            {"key": str(key), "value": redaction.redact_text(str(value))}
+            for key, value in (pairs | more).items()
+        ]
+        self._rows("tags", *rows)
+
+    @guarded
+    def note(self, text: str) -> None:
+        """Add a note: free text with the present time."""
+        self._event("note", str(text))
+
+    @guarded
+    def event(
+        self,
+        kind: str,
+        message: str,
+        *,
+        level: str = "info",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record that something happened.
+
+        Parameters
+        ----------
+        kind : str
+            'status', 'warning', 'alert', 'console', 'health', 'note' or 'error'.
+        message : str
+            One line for a person.
+        level : {'debug', 'info', 'warning', 'error'}
+        data : mapping, optional
+            The evidence, for a program.
+        """
+        self._event(kind, message, level, data)
+
+    @guarded
+    def update(self, **columns: Any) -> None:
+        """Change the run's row: name, description, hypothesis, verdict, project, framework, …."""
+        allowed = {"name", "description", "hypothesis", "verdict", "project", "group_id"}
+        allowed |= {"framework", "kind"}
+        if unknown := set(columns) - allowed:
+            raise RecordError(f"a run has no {', '.join(sorted(unknown))} to update")
+        if "name" in columns:
+            self.name = columns["name"]
+        self._rows("runs", {key: redaction.redact_text(str(v)) for key, v in columns.items()})
+
+    @guarded
+    def log_provenance(self, section: str, document: Mapping[str, Any]) -> None:
+        """Record a document on where the run comes from; the section's latest one counts."""
+        self._rows("provenance", origin.provenance_row(section, document))
+
+    @guarded
+    def log_tensors(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        step: int,
+        *,
+        epoch: float | None = None,
+    ) -> None:
+        """Record statistics of tensors at one step.
+
+        Parameters
+        ----------
+        rows : iterable of mappings
+            Columns of the table `tensors`; at least name and kind.
+        step : int
+        epoch : float, optional
+        """
+        now = self._recorder.now_us()
+        common = {
+            "run_id": self.run_id,
+            "rank": self._recorder.identity.rank,
+            "attempt": self.attempt,
+            "step": int(step),
+            "epoch": epoch,
+            "time": now,
+        }
+        self._recorder.rows("tensors", [{"context": "{}"} | dict(row) | common for row in rows])
+
+    # ------------------------------------------------------------------ artifacts
+
+    @guarded
+    def log_artifact(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        kind: str = "file",
+        step: int | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Record a file or folder: its hash, size and place, and with `copy` its content.
+
+        Without `copy` only the reference is kept, and the hash is computed beside the training.
+        """
+        from tachograph import artifacts
+
+        artifacts.log_artifact(self, Path(path), name, kind=kind, step=step, copy=copy)
+
+    @guarded
+    def log_table(self, name: str, table: Any, *, step: int | None = None) -> None:
+        """Keep a table (data frame, Arrow table, list of mappings, …) as a JSON Lines file."""
+        from tachograph import artifacts
+
+        artifacts.log_table(self, name, table, step=step)
+
+    @guarded
+    def log_image(self, name: str, image: Any, *, step: int | None = None) -> None:
+        """Keep an image (path, Pillow image, or array of height × width [× channels]) as PNG."""
+        from tachograph import artifacts
+
+        artifacts.log_image(self, name, image, step=step)
+
+    @guarded
+    def log_figure(self, name: str, figure: Any, *, step: int | None = None) -> None:
+        """Keep a figure: of Matplotlib as PNG, of Plotly as HTML."""
+        from tachograph import artifacts
+
+        artifacts.log_figure(self, name, figure, step=step)
+
+    @guarded
+    def log_data(self, data: Any, name: str = "data") -> None:
+        """Record the fingerprint of data: shape, types and digest, never the data itself."""
+
+        def fingerprint() -> None:
+            document = origin.data_document(data, name)
+            self.record_rows("provenance", origin.provenance_row(f"data.{name}", document))
+
+        self.in_background(fingerprint)
+
+    def in_background(self, task: Callable[[], None]) -> None:
+        """Run a task beside the training, before the process ends."""
+        self._recorder.in_background(task)
+
+    @guarded
+    def record_rows(self, table: str, *rows: Row) -> None:
+        """Record rows of a keyed table that belong to this run."""
+        self._rows(table, *rows)
+
+    def _rows(self, table: str, *rows: Row) -> None:
+        if not rows or (table in ("runs", "attempts") and self._owner != os.getpid()):
+            return
+        common = {"run_id": self.run_id, "changed_at": self._recorder.now_us()}
+        self._recorder.rows(table, [common | row for row in rows])
+
+    def _event(
+        self,
+        kind: str,
+        message: str,
+        level: str = "info",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        row: Row = {
+            "run_id": self.run_id,
+            "time": self._recorder.now_us(),
+            "level": level,
+            "kind": kind,
+            "message": redaction.redact_text(message),
+            "data": None if data is None else redaction.redact_text(canonical_json(data)),
+        }
+        self._recorder.rows("events", [row])
+
+    def report_problem(self, error: Exception, where: str) -> None:
+        """Warn once that something was not recorded, or raise where the user wants that."""
+        if self.config.record.on_error == "raise":
+            raise error
+        what = str(error) or type(error).__name__
+        warn_once(f"{where}: {what}", key=what)
+
+
+def _names(tags: Iterable[str]) -> list[str]:
+    return [tags] if isinstance(tags, str) else list(tags)
