@@ -6,6 +6,7 @@ The bridge between `Run` and what `provenance` and `usage` can find out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import hashlib
 import threading
@@ -162,6 +163,27 @@ def last_attempt(config: Config, run_id: str) -> int:
             finally:
                 store.close()
     return latest
+
+
+def tagged(config: Config, key: str) -> dict[str, str]:
+    """Run id to value of a tag, as the first store knows it that can be read."""
+    from tachograph import drain
+    from tachograph.backends.base import Condition, Query
+    from tachograph.live import LiveReader
+    from tachograph.recorder import get_recorder
+
+    folder = get_recorder(config).folder
+    query = Query("tags", [Condition("key", "=", key)], ["run_id", "value"])
+    for url in config.backend:
+        with contextlib.suppress(StoreError, ConfigError):
+            backend = registry.open_backend(url, create=True)
+            try:
+                tails = functools.partial(drain.pending_batches, folder, backend.url)
+                found = LiveReader(backend, tails).read(query)
+                return dict(zip(found["run_id"], found["value"], strict=True))
+            finally:
+                backend.close()
+    return {}
 
 
 def root_of(config: Config, run_id: str) -> str:
