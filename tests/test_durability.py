@@ -67,7 +67,9 @@ def test_a_kill_loses_and_doubles_nothing(kind: str, tmp_path: Path) -> None:
         child.kill()
         child.wait()
         with open(counter, "rb") as file:
-            acknowledged = int.from_bytes(mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ), "little")
+            acknowledged = int.from_bytes(
+                mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ), "little"
+            )
         steps = steps_of(url, f"run{number}")
         assert steps == list(range(len(steps))), "a point is missing or appears twice"
         assert len(steps) in (acknowledged, acknowledged + 1)
@@ -259,3 +261,23 @@ def _everything(table: str):  # type: ignore[no-untyped-def]
     from tachograph.backends.base import Query
 
     return Query(table, raw=True)
+
+
+def test_a_damaged_header_does_not_cost_the_journal(tmp_path: Path) -> None:
+    """A journal that cannot say where it goes is sent to the store it is asked for, not deleted."""
+    url = store_url("sqlite", tmp_path)
+    counter = tmp_path / "counter"
+    counter.write_bytes(bytes(8))
+    child = subprocess.Popen([sys.executable, "-c", TRAINING, url, "it", str(counter)])
+    while int.from_bytes(counter.read_bytes(), "little") < 100:
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    (journal,) = (tmp_path / ".tachograph/journal").glob("*.journal")
+    content = bytearray(journal.read_bytes())
+    content[30] ^= 1
+    journal.write_bytes(content)
+    steps = steps_of(url, "it")
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 100

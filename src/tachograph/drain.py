@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,9 +150,12 @@ def drain_orphans(folder: Path, urls: tuple[str, ...] = ()) -> list[str]:
     drained = []
     for writer, parts in list_journals(folder).items():
         with _orphan(folder, writer, parts) as facts:
-            if facts is None or (urls and not set(urls) & set(facts.get("sinks", ()))):
+            if facts is None:
                 continue
-            if _drain_orphan(folder, writer, facts):
+            sinks = facts.get("sinks") or urls  # a damaged header says nothing
+            if urls and not set(urls) & set(sinks):
+                continue
+            if sinks and _drain_orphan(folder, writer, sinks):
                 drained.append(writer)
     return drained
 
@@ -168,7 +171,7 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
         return
     try:
         locked = host.lock(descriptor)
-        facts = read_header(path)
+        facts = _facts(folder, writer, parts)
         if not locked:  # a child of the dead process may have kept the lock
             locked = (
                 host.is_alive(
@@ -184,9 +187,17 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
         os.close(descriptor)
 
 
-def _drain_orphan(folder: Path, writer: str, facts: Mapping[str, Any]) -> bool:
+def _facts(folder: Path, writer: str, parts: list[int]) -> dict[str, Any]:
+    """What the header of a journal says, of the latest part whose header is whole."""
+    for part in reversed(parts):
+        if facts := read_header(part_path(folder, writer, part)):
+            return facts
+    return {}
+
+
+def _drain_orphan(folder: Path, writer: str, sinks: Iterable[str]) -> bool:
     done = True
-    for url in facts.get("sinks", ()):
+    for url in sinks:
         try:
             done = _drain_whole(folder, writer, url) and done
         except (TachographError, OSError, ImportError) as error:
@@ -236,7 +247,7 @@ def mark_lost(backend: Backend, writer: str) -> list[str]:
 def has_journal(folder: Path, url: str) -> bool:
     """Whether a journal in `folder` goes to that store."""
     return any(
-        url in read_header(part_path(folder, writer, parts[-1])).get("sinks", ())
+        url in _facts(folder, writer, parts).get("sinks", ())
         for writer, parts in list_journals(folder).items()
     )
 
@@ -255,8 +266,7 @@ def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Itera
     """
     derived: dict[str, int] = {}  # several journals may carry the points of one
     for writer, parts in list_journals(folder).items():
-        facts = read_header(part_path(folder, writer, parts[-1]))
-        if url not in facts.get("sinks", ()):
+        if url not in _facts(folder, writer, parts).get("sinks", ()):
             continue
         reader = JournalReader(folder, writer, cursors.get(writer, 0))
         with contextlib.suppress(StoreError):

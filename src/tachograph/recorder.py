@@ -19,12 +19,13 @@ from tachograph import host, registry
 from tachograph.config import Config
 from tachograph.drain import Sink, drain_orphans
 from tachograph.identity import Identity, read_identity
-from tachograph.journal import JournalWriter, SeriesHandle, part_path
+from tachograph.journal import PART_BYTES, JournalWriter, SeriesHandle, part_path
 from tachograph.journal_reader import list_parts
 from tachograph.records import Row, Series, uuid7
 from tachograph.warning import forget_warnings, say, warn_once
 
 TICK_SECONDS = 1.0
+_MUCH_WAITING = 10 << 30
 
 
 class Recorder:
@@ -317,6 +318,11 @@ class _Drain:
         journal.check_clock()
         if journal.dropped:
             warn_once(f"records are dropped: {journal.problem}", key=f"drop {journal.folder}")
+        if journal.waiting_parts * PART_BYTES > _MUCH_WAITING:
+            warn_once(
+                f"over {_MUCH_WAITING >> 30} GiB wait in {journal.folder} for a store",
+                key=f"waiting {journal.folder}",
+            )
         with contextlib.suppress(OSError):
             journal.recover()
         if journal.is_unlinked():

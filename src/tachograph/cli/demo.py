@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -115,8 +116,15 @@ def _next(folder: Path, where: str) -> None:
     out.print(Rule("[bold]What next[/]", align="left", style="dim"))
     out.print(f"The record lies in [bold]{where}[/], plain tables for any tool. In {folder}:")
     print_table(
-        [{"command": f"  {command}", "meaning": meaning} for command, meaning in _COMMANDS],
+        [{"command": f"  {_typed(command)}", "meaning": text} for command, text in _COMMANDS],
         ("command", "meaning"),
         names={"command": "", "meaning": ""},
         styles={"command": "cyan", "meaning": "dim"},
     )
+
+
+def _typed(command: str) -> str:
+    """As it must be typed: with the way to the command, where a shell would not find it."""
+    if not command.startswith("tachograph ") or shutil.which("tachograph"):
+        return command
+    return command.replace("tachograph", str(Path(sys.argv[0]).absolute()), 1)
