@@ -274,7 +274,11 @@ class _Drain:
         self._thread.join(deadline)
         done = all(sink.confirmed >= self._journal.next_seq for sink in self._sinks)
         if not done:
-            waiting = [sink.url for sink in self._sinks if sink.confirmed < self._journal.next_seq]
+            waiting = [
+                f"{sink.url} ({sink.problem or 'not in time'})"
+                for sink in self._sinks
+                if sink.confirmed < self._journal.next_seq
+            ]
             say(
                 f"not everything has reached {', '.join(waiting)} yet; it is safe in "
                 f"{self._recorder.folder} and sent by the next run there, or by `tachograph sync`"
