@@ -77,7 +77,6 @@ class Tasks:
         before = self._last.get(outer)
         if before is not None:
             before.produced(X)
-            before.end(before.subject())  # of a solver that does not say when it is done
         fit = self._fits[outer].child(self._name(role, outer))
         self._last[outer] = fit
         return fit

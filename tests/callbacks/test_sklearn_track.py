@@ -12,9 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
+
+pytest.importorskip("sklearn")
+
+import joblib
 from joblib.externals.loky import get_reusable_executor
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -252,6 +255,19 @@ def test_parallel_parts(backend: str, config: Config, record: Reader) -> None:
     assert len(times) == 3  # once on everything, twice for the folds
 
 
+def test_clones_made_in_a_worker(config: Config, record: Reader) -> None:
+    """An estimator that is sent as it is and cloned there is recorded too."""
+    model = OneVsRestClassifier(LogisticRegression(), n_jobs=2)
+    with track(model, config=config):
+        model.fit(X, np.arange(len(y)) % 3)
+    end_workers()
+    found = record()
+    (run,) = found.runs(name="estimator")
+    assert run["parent_id"] == found.run()["run_id"]
+    times = found.rows("metrics", run_id=run["run_id"], name="time/fit_seconds")
+    assert len(times) == 3
+
+
 def test_score_after_the_fit(config: Config, record: Reader) -> None:
     """A score of the fitted estimator goes to its run, said of which data it is."""
     model = pipeline()
@@ -274,6 +290,7 @@ def test_partial_fit_is_one_run(config: Config, record: Reader) -> None:
     assert [step for step, _ in found.series("time/fit_seconds")] == [0, 1, 2, 3]
 
 
+@pytest.mark.skipif(not hasattr(Pipeline, "set_callbacks"), reason="needs scikit-learn 1.9")
 def test_native_callback_inside_records_once(config: Config, record: Reader) -> None:
     """With both, `track` records the tree, the callback the iterations that only it sees."""
     model = pipeline().set_callbacks(SklearnCallback(config=config))
@@ -416,6 +433,21 @@ def test_estimator_is_the_same_inside_the_block(config: Config) -> None:
         assert type(copy.deepcopy(model)) is Pipeline
         assert hasattr(model, "score")
         assert not hasattr(make_pipeline(PCA()), "predict")
+
+
+def test_what_a_class_has_declined_stays_declined(config: Config) -> None:
+    """A class is not given what scikit-learn gives to each new class by default."""
+
+    class Declines(Fails, auto_wrap_output_keys=None):
+        """Wants its output as it is."""
+
+        def get_feature_names_out(self, names: Any = None) -> Any:
+            """Give the names of columns, which is what scikit-learn's wrapping needs."""
+            return names
+
+    model = Declines()
+    with track(model, config=config):
+        assert not hasattr(model, "set_output")
 
 
 def test_caches_hit_as_without(config: Config, tmp_path: Path) -> None:
