@@ -21,7 +21,14 @@ import keras
 
 from tachograph.callbacks import keras_facts as facts
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
-from tachograph.callbacks.keras_watch import find_call, find_container, forget, release, watch
+from tachograph.callbacks.keras_watch import (
+    find_call,
+    find_container,
+    forget,
+    is_running,
+    release,
+    watch,
+)
 from tachograph.run import Run, status_of
 
 _RESUME_FILE = "tachograph.json"
@@ -113,9 +120,11 @@ class KerasCallback(keras.callbacks.Callback):  # type: ignore[misc]
         container = find_container()
         if container is None:
             return
-        outer = self._session if self._session is not None and self._session.is_open else None
-        if self._session is not None and outer is None:
-            self._session.stop_watching()
+        outer = self._session
+        if outer is not None and not outer.is_running:
+            outer.vanishes()
+            outer.stop_watching()
+            outer = None
         self._session = _Session(self, outer)
         self._session.watch(container)
 
@@ -175,6 +184,12 @@ class _Session:
     def is_watching(self) -> bool:
         """Whether a list of callbacks tells what no hook does."""
         return self._container is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this is called from within the call that is recorded."""
+        container = None if self._container is None else self._container()
+        return self.is_open and container is not None and is_running(container)
 
     def watch(self, container: Any) -> None:
         """Be told what goes on in the calls of a list of callbacks."""
@@ -358,13 +373,9 @@ class _Session:
         self._close("interrupted" if status == "finished" else status, error)
 
     @hook
-    def vanishes(self, error: BaseException | None) -> None:
+    def vanishes(self) -> None:
         """End the run, unless it has ended; from another thread, as any may collect garbage."""
-        if not self.is_open:
-            return
-        if self._run is None or error is not None:
-            self.fails(error or RuntimeError(_VANISHED))
-        else:
+        if self.is_open and self._run is not None:
             self._run.in_background(lambda: self._close("failed", _VANISHED))
 
     def at_exit(self) -> None:

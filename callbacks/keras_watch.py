@@ -48,8 +48,8 @@ class Watcher(Protocol):
     def fails(self, error: BaseException) -> None:
         """An exception leaves the call."""
 
-    def vanishes(self, error: BaseException | None) -> None:
-        """The call is gone without a word, with this exception where it is known."""
+    def vanishes(self) -> None:
+        """The call is gone without a word."""
 
 
 class Watchers(list[Watcher]):
@@ -90,27 +90,25 @@ def find_call() -> Mapping[str, Any]:
     for _ in range(_NEAR):
         if frame is None:
             break
-        is_keras = str(frame.f_globals.get("__name__")).startswith("keras.")
-        if is_keras and frame.f_code.co_name in _CALLS:
+        if _is_call(frame):
             return frame.f_locals
         frame = frame.f_back
     return {}
 
 
-def _leaving() -> BaseException | None:
-    """The exception on which Keras shortens the traceback right now.
-
-    It drops the frames of the call, and with them the list of callbacks. In any other place the
-    exception that is being handled may be of something else.
-    """
+def is_running(container: CallbackList) -> bool:
+    """Whether this is called from within a call that `container` belongs to."""
     frame: FrameType | None = sys._getframe(1)
-    for _ in range(_NEAR):
-        if frame is None:
-            break
-        if frame.f_code.co_filename.endswith("traceback_utils.py"):
-            return sys.exc_info()[1]
+    while frame is not None:
+        if _is_call(frame) and frame.f_locals.get("callbacks") is container:
+            return True
         frame = frame.f_back
-    return None
+    return False
+
+
+def _is_call(frame: FrameType) -> bool:
+    is_keras = str(frame.f_globals.get("__name__")).startswith("keras.")
+    return is_keras and frame.f_code.co_name in _CALLS
 
 
 # ---------------------------------------------------------------------------- watching
@@ -137,9 +135,8 @@ def forget(container: CallbackList, watcher: Watcher) -> None:
 
 
 def _gone(watchers: Watchers) -> None:
-    error = _leaving()
     for watcher in tuple(watchers):
-        watcher.vanishes(error)
+        watcher.vanishes()
 
 
 @functools.cache
