@@ -26,7 +26,7 @@ from tachograph.runrecord import RunRecord
 from tachograph.table import Table
 
 _FEW_METRICS = 40
-_FEW_PARAMS = 60
+_FEW_PARAMS = 40
 _FEW_CHILDREN = 20
 _FEW_EVENTS = 15
 
@@ -51,10 +51,10 @@ def document(record: RunRecord) -> dict[str, Any]:
 def print_page(store: Store, record: RunRecord) -> None:
     """Print the page about a run."""
     _head(record)
-    _params(record)
     _metrics(store, record)
     _children(record)
     _events(record)
+    _params(record)
     _artifacts(record)
     _origin(record)
 
