@@ -140,6 +140,7 @@ def default_project() -> str:
     return Path.cwd().name or "default"
 
 
+@functools.cache
 def user_name() -> str | None:
     """The login name."""
     try:
