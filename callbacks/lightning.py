@@ -36,6 +36,7 @@ def auto_callbacks() -> list[Any]:
         return []
     callback = LightningCallback()
     callback.is_automatic = True
+    callback._state_key += "[auto]"
     return [callback]
 
 
@@ -80,18 +81,14 @@ class LightningCallback(EitherCallback):
         self._checkpoint: dict[str, Any] = {}  # what the checkpoint that is being loaded says
         self._last: tuple[int, float] = (0, 0)  # step and epoch where the last fit ended
         self.is_automatic = False
+        self._state_key = _state_key(self._recording)
 
     # ------------------------------------------------------------------ checkpoints
 
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint; another for each store."""
-        recording = self._recording
-        given = getattr(recording.given, "run_id", recording.given)
-        what = [item for item in (given, recording.config) if item is not None]
-        if not what:
-            return "LightningCallback[auto]" if self.is_automatic else "LightningCallback"
-        return f"LightningCallback[{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:8]}]"
+        return self._state_key  # Lightning asks for it at each hook
 
     @hook
     def state_dict(self) -> dict[str, Any]:
@@ -412,6 +409,14 @@ class LightningCallback(EitherCallback):
                 state.checkpoints[str(path)] = mark
                 name = f"checkpoints/{path.name}"
                 state.run.log_artifact(path, name, kind="checkpoint", step=saved[0], copy=copy)
+
+
+def _state_key(recording: Recording) -> str:
+    given = getattr(recording.given, "run_id", recording.given)
+    what = [item for item in (given, recording.config) if item is not None]
+    if not what:
+        return "LightningCallback"
+    return f"LightningCallback[{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:8]}]"
 
 
 def _status(error: BaseException) -> str | None:

@@ -18,6 +18,7 @@ from tachograph.run import Run
 Where = tuple[int, float, str]
 """Step, epoch and phase of some values."""
 
+_TRAIN = {"phase": "train"}
 _DATALOADER = "/dataloader_idx_"
 _IN_FLIGHT = 16  # values of a device without events are taken for arrived behind so many others
 
@@ -74,24 +75,36 @@ class Points:
 
     def log(self, values: Mapping[str, Any], where: Where) -> None:
         """Record numbers and tensors of one element; no device is waited for."""
-        away = {name: value for name, value in values.items() if not getattr(value, "is_cpu", True)}
+        here: dict[str, float] = {}
+        away: dict[str, Any] = {}
+        for name, value in values.items():
+            if value.__class__ is float:
+                here[name] = value
+            elif value.is_cpu:
+                here[name] = float(value)
+            else:
+                away[name] = value
+        if here:
+            self._record(here, where)
         if away:
             self._device.put(where, away)
-            values = {name: value for name, value in values.items() if name not in away}
-        self._record(values, where)
-        self.arrive(wait=False)
+        if self._device:
+            self.arrive(wait=False)
 
     def arrive(self, *, wait: bool) -> None:
         """Record what has arrived from devices; all that is on its way with `wait`."""
         for where, values in self._device.arrived(wait=wait):
             self._record(values, where)
 
-    def _record(self, values: Mapping[str, Any], where: Where) -> None:
+    def _record(self, values: Mapping[str, float], where: Where) -> None:
         step, epoch, phase = where
+        if phase == "train":  # where Lightning tells no loaders apart
+            self._run.log(values, step, epoch=epoch, context=_TRAIN)
+            return
         by_loader: dict[int | None, dict[str, float]] = {}
         for full_name, value in values.items():
             name, loader = split_name(full_name)
-            by_loader.setdefault(loader, {})[name] = float(value)
+            by_loader.setdefault(loader, {})[name] = value
         for loader, group in by_loader.items():
             context = {"phase": phase} if loader is None else {"phase": phase, "dataloader": loader}
             self._run.log(group, step, epoch=epoch, context=context)
@@ -121,6 +134,9 @@ class DeviceValues:
             by_device.setdefault(value.device, {})[name] = value.detach()
         for device, group in by_device.items():
             self._waiting.append(_send(where, tuple(group), list(group.values()), device))
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def arrived(self, *, wait: bool = False) -> Iterator[tuple[Where, dict[str, float]]]:
         """Values that are on the host by now; all of them with `wait`."""
@@ -191,5 +207,8 @@ def learning_rates(optimizers: Sequence[Any]) -> dict[str, Any]:
                 continue
             label = group.get("name", index) if len(groups) > 1 else None
             name = _rate_name(number if several else None, label)
-            rates[name] = rate.detach().clone() if hasattr(rate, "detach") else float(rate)
+            if rate.__class__ is float:
+                rates[name] = rate
+            else:
+                rates[name] = rate.detach().clone() if hasattr(rate, "detach") else float(rate)
     return rates
