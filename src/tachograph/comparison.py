@@ -30,7 +30,10 @@ of provenance that tell. Of a section's name the part in front of the first dot 
 
 STATISTICS = ("last", "min", "max")
 
-_VOLATILE = re.compile(r"hardware\.disk\.free_bytes|git\.root|git\.changed(\..*)?")
+_NO_CAUSE = re.compile(
+    r"hardware\.disk\.free_bytes|git\.root|git\.changed(\..*)?"
+    r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
+)
 _FILE = re.compile(r"^diff --git a/.* b/(.*)$", re.MULTILINE)
 _HEADS = {"path", "key", "name", "context", "statistic", "area", "differs", "change"}
 _LONG = 200  # characters; a longer text is named by its digest
@@ -183,12 +186,19 @@ def _side_by_side(
 
 
 def _changes(labels: Sequence[str], columns: Columns) -> Table:
-    order = {area: position for position, area in enumerate(AREAS)}
     keys = {key for column in columns for key in column if _differs(key, columns)}
-    chosen = sorted(keys, key=lambda key: (order[key[0]], key))
+    chosen = sorted(keys, key=_place)
     kept = [{key: column[key] for key in chosen if key in column} for column in columns]
     blank = dict.fromkeys(chosen)
     return _side_by_side(("area", "path"), labels, [blank | column for column in kept])
+
+
+def _place(key: Key) -> tuple[Any, ...]:
+    """Where a fact stands: by its area, then by its section in the order of the area."""
+    area, path = key
+    sections, head = AREAS[area], path.partition(".")[0]
+    known = sections.index(head) if head in sections else len(sections)
+    return list(AREAS).index(area), known, path
 
 
 def _differs(key: Key, columns: Columns) -> bool:
@@ -221,7 +231,7 @@ def _documents(record: RunRecord) -> dict[Key, Any]:
     for section, document in record.provenance.items():
         area = _area(section)
         for path, value in _flat(section, document).items():
-            if not _VOLATILE.fullmatch(path):
+            if not _NO_CAUSE.fullmatch(path):
                 facts[area, path] = value
     return facts
 

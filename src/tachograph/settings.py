@@ -219,7 +219,9 @@ def _record(name: str, kind: Kind, text: str) -> Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("project", Kind("text", _text), None, "Project that runs belong to."),
+    Setting(
+        "project", Kind("text", _text), None, "Project of the runs; else the working folder's name."
+    ),
     Setting(
         "backend",
         Kind("the URL of a store, or a list of several", _urls, _read_list),

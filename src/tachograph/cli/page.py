@@ -29,6 +29,7 @@ _FEW_METRICS = 40
 _FEW_PARAMS = 40
 _FEW_CHILDREN = 20
 _FEW_EVENTS = 15
+_LONG = 100  # characters of a value
 
 
 def document(record: RunRecord) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def print_page(store: Store, record: RunRecord) -> None:
     _metrics(store, record)
     _children(record)
     _events(record)
-    _params(record)
+    _params(store, record)
     _artifacts(record)
     _origin(record)
 
@@ -94,14 +95,23 @@ def _head(record: RunRecord) -> None:
             out.print(str(value), markup=False, style="red" if key == "error" else "")
 
 
-def _params(record: RunRecord) -> None:
-    params = record.params
+def _params(store: Store, record: RunRecord) -> None:
+    params = list(store.params(record.run_id))
+    given = [row for row in params if row["source"] != "default"]
     if not params:
         return
     _section("Parameters")
-    rows = [{"name": path, "value": shown(value)[:100]} for path, value in params.items()]
-    print_table(rows[:_FEW_PARAMS], ("name", "value"))
+    rows = [{"name": row["path"], "value": _cut(shown(row["value"]))} for row in given]
+    if rows:
+        print_table(rows[:_FEW_PARAMS], ("name", "value"))
     _more(len(rows) - _FEW_PARAMS)
+    if len(given) < len(params):
+        note = f"{len(params) - len(given)} that the framework chose are with --json"
+        console().print(note, style="dim")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
 
 
 def _metrics(store: Store, record: RunRecord) -> None:
@@ -110,6 +120,7 @@ def _metrics(store: Store, record: RunRecord) -> None:
         return
     _section("Metrics")
     found = []
+    width = 24 if console().width >= 100 else 12
     for row in rows[:_FEW_METRICS]:
         series = store.series(record.run_id, row["name"], context=row["context"], rank=row["rank"])
         place = context_label(row["context"])
@@ -121,7 +132,7 @@ def _metrics(store: Store, record: RunRecord) -> None:
                 "min": row["min"],
                 "max": row["max"],
                 "points": row["count"],
-                "curve": sparkline(list(series["value"])) if row["count"] > 1 else "",
+                "curve": sparkline(list(series["value"]), width) if row["count"] > 1 else "",
             }
         )
     print_table(found, ("metric", "of", "last", "min", "max", "points", "curve"))
@@ -237,13 +248,23 @@ def plain_comparison(result: Comparison | Difference) -> dict[str, Any]:
 def print_comparison(result: Comparison, everything: bool) -> None:
     """Print runs side by side; what is the same only with `everything`."""
     _side_by_side("Runs", result.runs, everything=True)
-    _side_by_side("Metrics", result.metrics, everything=True)
+    _metrics_side_by_side(result.metrics, everything=everything)
     for title, table in (
         ("Parameters", result.params),
         ("Tags", result.tags),
         ("Code and environment", result.facts),
     ):
         _side_by_side(title, table, everything=everything)
+
+
+def _metrics_side_by_side(metrics: Table, *, everything: bool = False) -> None:
+    """Metrics with contexts as a person reads them; use of the machine only with `everything`."""
+    rows = [
+        row | {"context": context_label(row["context"])}
+        for row in metrics
+        if everything or not row["name"].startswith("system/")
+    ]
+    _side_by_side("Metrics", Table.from_rows(rows, metrics.columns), everything=True)
 
 
 def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
@@ -269,4 +290,4 @@ def print_difference(result: Difference) -> None:
         _side_by_side("What differs, the likeliest cause first", result.changes, everything=True)
     else:
         console().print("\nnothing that is recorded differs but the results", style="dim")
-    _side_by_side("Metrics", result.metrics, everything=True)
+    _metrics_side_by_side(result.metrics)

@@ -46,7 +46,10 @@ def collect(folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     try:
         return _describe(start)
     except _GitError as error:
-        return {"missing": redact_text(str(error))}
+        reason = str(error)
+        if "not a git repository" in reason:
+            reason = "not a git repository"  # without git's words on where it has looked
+        return {"missing": redact_text(reason)}
 
 
 def _describe(start: Path) -> dict[str, Any]:
