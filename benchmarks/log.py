@@ -12,6 +12,7 @@ import random
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from common import (
     Figures,
@@ -35,7 +36,7 @@ class BinaryLog:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.ids: dict[str, int] = {}
-        self.names = open(f"{path}.names", "a", buffering=1)
+        self.names = open(f"{path}.names", "a", buffering=1)  # noqa: SIM115
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append the values of some metrics."""
@@ -102,7 +103,7 @@ def results(options: Options) -> Iterator[Result]:
     for metrics, calls in ((1, 100_000), (10, 50_000), (1000, 2_000)):
         found = in_turn(
             {
-                v: lambda v=v: fresh(measure, variant=v, metrics=metrics, calls=calls // part)
+                v: partial(fresh, measure, variant=v, metrics=metrics, calls=calls // part)
                 for v in variants
             },
             options.repeats,
@@ -111,7 +112,7 @@ def results(options: Options) -> Iterator[Result]:
     calls = 1_500_000 // part
     found = in_turn(
         {
-            v: lambda v=v: fresh(measure, variant=v, metrics=1, calls=calls)
+            v: partial(fresh, measure, variant=v, metrics=1, calls=calls)
             for v in ("reference", "sqlite")
         },
         min(options.repeats, 3),

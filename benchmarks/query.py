@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from common import Figures, Options, Result, at_most, for_information, fresh, in_turn, scratch
@@ -73,9 +74,7 @@ def results(options: Options) -> Iterator[Result]:
         (f"{RUNS // part} runs", list_runs, LIST_MS, {"runs": RUNS // part}),
         (f"series of {POINTS // part} points", read_series, SERIES_MS, {"points": POINTS // part}),
     ):
-        found = in_turn(
-            {s: lambda s=s, m=measure, k=size: fresh(m, scheme=s, **k) for s in limits}, repeats
-        )
+        found = in_turn({s: partial(fresh, measure, scheme=s, **size) for s in limits}, repeats)
         for scheme, figures in found.items():
             note = f"CPU {figures['cpu']:.3g}, first {figures['first']:.3g}"
             yield at_most(f"{scheme}: {what}", figures["median"], limits[scheme], "ms", note)

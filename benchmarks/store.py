@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from common import (
@@ -62,7 +63,7 @@ def drain(scheme: str, calls: int, each: bool) -> Figures:
 
 
 def size(scheme: str, calls: int, each: bool, batch_calls: int) -> Figures:
-    """Bytes a point in the store, which gets batches of so many calls; 0 is as large as it likes."""
+    """Bytes a point in a store that gets batches of so many calls; 0 is as large as it likes."""
     from tachograph.journal_reader import read_batches
     from tachograph.registry import open_backend
 
@@ -82,10 +83,7 @@ def results(options: Options) -> Iterator[Result]:
     """Speed of both stores, then their sizes."""
     calls = 10_000 if options.quick else 50_000
     found = in_turn(
-        {
-            scheme: lambda s=scheme: fresh(drain, scheme=s, calls=calls, each=False)
-            for scheme in FAST
-        },
+        {scheme: partial(fresh, drain, scheme=scheme, calls=calls, each=False) for scheme in FAST},
         options.repeats,
     )
     for scheme, figures in found.items():
