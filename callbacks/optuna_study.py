@@ -333,9 +333,10 @@ class StudyRecord:
         self, run: Run, trial: FrozenTrial, opened: OpenTrial | None, best: bool
     ) -> None:
         at = facts.microseconds(trial.datetime_complete) or run._recorder.now_us()
+        sent = opened.steps if opened is not None else ()
         reports = sorted(trial.intermediate_values.items())
-        self._log_reports(run, reports, at)
-        if opened is not None and opened.late:  # out of order: behind what went out already
+        self._log_reports(run, [pair for pair in reports if pair[0] not in sent], at)
+        if opened is not None:  # out of order: their numbers are behind what went out already
             self._log_reports(run, sorted(opened.late), at, "late")
         last = trial.last_step
         behind = 0 if last is None else min(last, _LARGEST_STEP) + 1
