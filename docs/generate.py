@@ -126,9 +126,7 @@ def signature(name: str, function: Any) -> str:
 
 def settings() -> str:
     """The table of all settings."""
-    rows = (
-        (_code(s.key), _code(s.variable), s.type, _code(s.default), s.help) for s in SETTINGS
-    )
+    rows = ((_code(s.key), _code(s.variable), s.type, _code(s.default), s.help) for s in SETTINGS)
     return table(("key", "environment variable", "value", "default", "meaning"), rows)
 
 
