@@ -6,8 +6,10 @@ Knows the format of `journal`, and nothing of stores.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ _PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
 _SMALLEST = 13
 _LEAST_READ = 256
+_MOST_READ = 1 << 20
+_ROW_AT = 9  # of a frame: behind length, kind and series
 
 
 @dataclass(slots=True)
@@ -48,19 +52,41 @@ class Damage:
         return bool(self.bytes or self.torn_bytes)
 
 
-@dataclass(slots=True)
 class _Points:
-    """Rows of one series that the next batch will have."""
+    """Rows of one series that the next batch will have.
 
-    series: Series
-    rows: list[memoryview] = field(default_factory=list)
-    last_seq: int = -1
-    is_sorted: bool = True
+    Frames of a series are alike but for the row and its checksum; so one that is known is taken
+    without looking at what comes before the row.
+    """
 
-    def block(self) -> MetricBlock:
-        if not self.is_sorted:  # a signal handler logged in the middle of a log call
-            self.rows.sort(key=lambda row: int.from_bytes(row[:8], "little"))
-        return MetricBlock(self.series, b"".join(self.rows))
+    __slots__ = ("_rows", "_series", "append", "checked_head", "frame_bytes", "unpack")
+
+    def __init__(self, series: Series, head: bytes) -> None:
+        row_bytes = int.from_bytes(head[:4], "little") - _ROW_AT + 4
+        row_and_checksum = struct.Struct(f"<{row_bytes}sI")
+        self._series = series
+        self._rows = bytearray()
+        self.append = self._rows.extend
+        self.unpack = row_and_checksum.unpack_from
+        self.frame_bytes = _ROW_AT + row_and_checksum.size
+        self.checked_head = crc32(head)
+
+    def block(self, start: int) -> tuple[MetricBlock, int]:
+        """The rows from record `start` on, in order, and the number after the last of them."""
+        block = MetricBlock(self._series, bytes(self._rows))
+        seqs = [*block.seqs()]
+        if any(map(operator.gt, seqs, seqs[1:])):  # a signal handler logged inside a log call
+            rows = sorted(_cut(block.data, block.row_bytes), key=_seq_of)
+            block, seqs = MetricBlock(self._series, b"".join(rows)), sorted(seqs)
+        return block.since(start), seqs[-1] + 1
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _seq_of(row: bytes) -> int:
+    return int.from_bytes(row[:8], "little")
 
 
 @dataclass(slots=True)
@@ -118,7 +144,7 @@ class JournalReader:
         self._part = -1
         self._offset = 0
         self._series: dict[int, Series] = {}
-        self._points: dict[int, _Points] = {}  # by the series ids of the current part
+        self._points: dict[bytes, _Points] = {}  # by what their frames of this part begin with
         self._batch: list[_Points] = []
         self._rows: dict[str, list[Row]] = {}
         self._derived: dict[str, _Derived] = {}
@@ -133,7 +159,7 @@ class JournalReader:
             return self._ready.pop(0)
         first, budget = self.next, max_bytes
         while budget > 0 or self.next == first:
-            read = self._read_part(max(budget, _LEAST_READ), whole)
+            read = self._read_part(min(max(budget, _LEAST_READ), _MOST_READ), whole)
             budget -= read
             if not read and not self._next_part():
                 break
@@ -175,7 +201,7 @@ class JournalReader:
         size = self._size()
         buffer = self._load(budget)
         offset = len(MAGIC) if self._offset == 0 and buffer.startswith(MAGIC) else 0
-        while offset < len(buffer):
+        while (offset := self._known_points(buffer, offset)) < len(buffer):
             end = self._frame(memoryview(buffer), offset)
             if end is None:
                 claimed = _claimed_end(buffer, offset)
@@ -233,24 +259,39 @@ class JournalReader:
         if kind == POINTS:
             if seq >= self._start:
                 self.next = max(self.next, seq + 1)
-                self._take_points(number, seq, view[offset + 9 : end])
+                row = offset + _ROW_AT
+                self._take_points(number, bytes(view[offset:row]), view[row:end])
         else:
             self._take_other(kind, number, seq, bytes(view[offset + 17 : end]))
         return int(end + 4)
 
-    def _take_points(self, number: int, seq: int, row: memoryview) -> None:
-        points = self._points.get(number)
-        if points is None:
-            series = self._series.get(number)
-            if series is None:  # both copies of its record are damaged
-                self.damage.places += 1
-                self.damage.bytes += len(row)
-                return
-            points = self._points[number] = _Points(series)
-            self._batch.append(points)
-        points.is_sorted &= seq > points.last_seq
-        points.last_seq = seq
-        points.rows.append(row)
+    def _take_points(self, number: int, head: bytes, row: memoryview) -> None:
+        """Take the first row of a series in this batch; its others are known points."""
+        series = self._series.get(number)
+        if series is None:  # both copies of its record are damaged
+            self.damage.places += 1
+            self.damage.bytes += len(row)
+            return
+        points = self._points[head] = _Points(series, head)
+        self._batch.append(points)
+        points.append(row)
+
+    def _known_points(self, buffer: bytes, offset: int) -> int:
+        """Take points of series that this batch has already; return where something else is."""
+        begin, size, row = offset, len(buffer), b""
+        find, checksum = self._points.get, crc32
+        while (points := find(buffer[offset : offset + _ROW_AT])) is not None:
+            end = offset + points.frame_bytes
+            if end > size:
+                break
+            row, stated = points.unpack(buffer, offset + _ROW_AT)
+            if checksum(row, points.checked_head) != stated:
+                break
+            points.append(row)
+            offset = end
+        if offset > begin:  # close enough until the batch is built
+            self.next = max(self.next, _seq_of(row) + 1)
+        return offset
 
     def _take_other(self, kind: int, number: int, seq: int, body: bytes) -> None:
         if kind == SERIES:  # needed also where its own seq was read before
@@ -270,9 +311,13 @@ class JournalReader:
         self.next = max(self.next, seq + 1)
 
     def _build(self, first: int) -> list[Batch]:
-        blocks = tuple(points.block() for points in self._batch)
+        blocks = []
+        for points in self._batch:
+            block, after = points.block(self._start)
+            blocks.append(block)
+            self.next = max(self.next, after)
         batches = [derived.batch(writer) for writer, derived in self._derived.items()]
-        batches.append(Batch(self.writer, first, self.next, blocks, self._rows))
+        batches.append(Batch(self.writer, first, self.next, tuple(blocks), self._rows))
         self._points.clear()
         self._batch, self._rows, self._derived = [], {}, {}
         return batches

@@ -345,6 +345,11 @@ class MetricBlock:
         """Yield ``(seq, time in ns, step or NO_STEP, epoch or NaN, *values)``."""
         return self.row_struct(len(self.series.names)).iter_unpack(self.data)
 
+    def seqs(self) -> Iterator[int]:
+        """Yield the sequence number of each row."""
+        layout = f"<q{self.row_bytes - 8}x"
+        return (seq for (seq,) in struct.iter_unpack(layout, self.data))
+
     def since(self, seq: int) -> MetricBlock:
         """The rows whose sequence number is at least `seq`; rows are in ascending order."""
         size, count = self.row_bytes, len(self)
