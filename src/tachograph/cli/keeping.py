@@ -13,7 +13,7 @@ from tachograph import drain, registry
 from tachograph.backends.base import SupportsCompact
 from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
 from tachograph.cli.render import console, print_json, print_table, shown, size
-from tachograph.config import SETTINGS, load_config
+from tachograph.config import SETTINGS, Config, load_config
 from tachograph.copying import copy_store
 
 
@@ -111,7 +111,7 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring what processes that are gone left in journals into the stores."""
-    loaded = load_config(arguments={"backend": store} if store else None)
+    loaded = _configured(store)
     folder = registry.journal_folder(loaded.backend, loaded.journal)
     writers = drain.drain_orphans(folder)
     if as_json:
@@ -122,13 +122,20 @@ def sync(
         print(f"nothing is left behind in {folder}")
 
 
+def _configured(store: str | None) -> Config:
+    """The configuration, with that store instead of its own."""
+    if store is None:
+        return load_config()
+    return load_config(arguments={"backend": registry.resolve_url(store, Path.cwd())})
+
+
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look for orphaned or damaged journals, lost runs and stores that cannot be used."""
-    loaded = load_config(arguments={"backend": store} if store else None)
+    loaded = _configured(store)
     findings = doctors.examine(loaded, repair=repair)
     if as_json:
         print_json([finding.as_row() for finding in findings])

@@ -124,6 +124,8 @@ def duration(microseconds: int | None) -> str:
     if microseconds is None:
         return ""
     seconds = microseconds / 1e6
+    if seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
