@@ -98,15 +98,19 @@ class LightningCallback(EitherCallback):
 
     @hook
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._checkpoint["run_id"] = state_dict.get("run_id")
+        if "tuning" not in self._checkpoint:
+            self._checkpoint["run_id"] = state_dict.get("run_id")
 
     @hook
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        self._checkpoint["at"] = (checkpoint.get("global_step", 0), checkpoint.get("epoch", 0))
+        if "tuning" not in self._checkpoint:
+            self._checkpoint["at"] = (checkpoint.get("global_step", 0), checkpoint.get("epoch", 0))
 
     @hook
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        if self._state is not None and self._state.rank == 0:
+        if self._state is None:  # a tuner's, which it will load again before the fit
+            self._checkpoint["tuning"] = True
+        elif self._state.rank == 0:
             self._state.saved = (trainer.global_step, trainer.current_epoch)
 
     # ------------------------------------------------------------------ a fit
@@ -117,7 +121,7 @@ class LightningCallback(EitherCallback):
 
     @hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        resume_id = self._checkpoint.get("run_id") if trainer.ckpt_path else None
+        resume_id = self._checkpoint.get("run_id")
         state = self._open(trainer, pl_module, "run", resume_id)
         if state is not None:
             state.resumed = resume_id is not None and self._recording.own_run_id == resume_id
@@ -271,8 +275,7 @@ class LightningCallback(EitherCallback):
             self._state = _State(run, trainer.global_rank, Points(run))
         if self._state is not None:
             known = self._last if self._has_fitted else (trainer.global_step, trainer.current_epoch)
-            at = self._checkpoint.get("at") if trainer.ckpt_path else None
-            self._state.step, self._state.epoch = at or known
+            self._state.step, self._state.epoch = self._checkpoint.get("at", known)
 
     def _evaluation_batch_start(self, trainer: Any, batch: int, loader: int) -> None:
         """Pass over the epoch values of the loader before, which have just been computed."""

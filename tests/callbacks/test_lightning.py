@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import random
+import signal
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -411,6 +413,22 @@ def test_early_stopping_is_the_reason(config: dict[str, Any], record: Read) -> N
     assert read.run()["status"] == "finished"
 
 
+def test_termination_is_an_interrupt(config: dict[str, Any], record: Read) -> None:
+    """SIGTERM, of which Lightning makes an exit of the process, leaves an interrupted run."""
+
+    class Killed(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(SystemExit):
+        fit([LightningCallback(config=config)], Killed())
+    read = record()
+    assert read.run()["status"] == "interrupted"
+    assert [step for step, _ in read.series("loss_step")] == [1, 2, 3]
+
+
 def test_error_before_our_run(config: dict[str, Any], record: Read) -> None:
     """What fails before the fit starts reaches the user, and leaves no run."""
 
@@ -558,6 +576,32 @@ def test_tuning_makes_no_run(config: dict[str, Any], record: Read, tmp_path: Pat
     assert len(record().runs()) == 1
     trainer.fit(model, loader())
     assert [run["attempt"] for run in record().runs()] == [1, 1]
+
+
+def test_tuning_within_a_fit_resumes_nothing(
+    config: dict[str, Any], record: Read, tmp_path: Path
+) -> None:
+    """LearningRateFinder loads a checkpoint of its own as the fit starts; it is no resumption."""
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    callback = LightningCallback(config=config)
+    fit([callback])
+    finder = LearningRateFinder(num_training_steps=5)
+    fit([finder, callback], default_root_dir=tmp_path)
+    assert [run["attempt"] for run in record().runs()] == [1, 1]
+
+
+def test_checkpoint_of_someone_else_resumes_nothing(
+    config: dict[str, Any], record: Read, tmp_path: Path
+) -> None:
+    """What an earlier checkpoint said is forgotten when one without our state is loaded."""
+    fit([LightningCallback(config=config)]).save_checkpoint(tmp_path / "ours.ckpt")
+    fit([]).save_checkpoint(tmp_path / "plain.ckpt")
+    trainer = make_trainer([LightningCallback(config=config)], max_epochs=3)
+    trainer.test(Net(), loader(), ckpt_path=tmp_path / "ours.ckpt", verbose=False)
+    trainer.fit(Net(), loader(True), loader(), ckpt_path=tmp_path / "plain.ckpt")
+    runs = record().runs()
+    assert [(run["kind"], run["attempt"]) for run in runs] == [("run", 1), ("test", 1), ("run", 1)]
 
 
 def test_two_callbacks_in_one_trainer(config: dict[str, Any], tmp_path: Path) -> None:
