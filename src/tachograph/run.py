@@ -22,7 +22,7 @@ from tachograph.identity import PARENT_VARIABLE
 from tachograph.journal import DerivedRow, SeriesHandle
 from tachograph.recorder import Recorder, get_recorder
 from tachograph.records import Row, Series, check_run_id
-from tachograph.run_facts import Facts, guarded
+from tachograph.run_facts import Facts, context_text, guarded
 from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}
@@ -97,7 +97,7 @@ class Run(Facts):
     ) -> None:
         """Record the values of some metrics.
 
-        Costs about two microseconds, survives the end of the process, and never raises.
+        Survives the end of the process, and never raises.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class Run(Facts):
         series = Series(
             self.run_id,
             tuple(metrics),
-            "{}" if not context else canonical_json(context),
+            context_text(context),
             self._recorder.identity.rank,
             self.attempt,
         )
@@ -192,8 +192,7 @@ class Run(Facts):
             `seq` numbers the writer's points, alike in all processes, and ascends over calls.
         context : mapping, optional
         """
-        text = "{}" if not context else canonical_json(context)
-        series = Series(self.run_id, tuple(names), text, 0, self.attempt)
+        series = Series(self.run_id, tuple(names), context_text(context), 0, self.attempt)
         self._recorder.journal.append_derived(writer, series, rows)
 
     def _append_first(self, *arguments: Any) -> None:

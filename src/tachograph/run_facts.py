@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from tachograph import origin, redaction
 from tachograph.errors import RecordError
 from tachograph.records import Row
-from tachograph.values import canonical_json, flatten, plain
+from tachograph.values import canonical_json, flatten, json_text, plain
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_FREE_TEXT = ("name", "project", "description", "hypothesis", "verdict")
 
 
 def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
@@ -41,6 +42,16 @@ def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
             return None
 
     return call
+
+
+def context_text(context: Mapping[str, Any] | None) -> str:
+    """The context of a series as canonical JSON, without secrets."""
+    return json_text(redaction.redact_value("context", plain(context))) if context else "{}"
+
+
+def _free_text(column: str, value: Any) -> Any:
+    """A column of a run; what a person writes into one may hold a secret."""
+    return redaction.redact_text(value) if column in _FREE_TEXT and value else value
 
 
 class Facts:
@@ -75,7 +86,7 @@ class Facts:
         """Set tags: a mapping of keys to values, or names alone."""
         pairs = dict(tags) if isinstance(tags, Mapping) else dict.fromkeys(_names(tags), "")
         rows = [
-            {"key": str(key), "value": redaction.redact_text(str(value))}
+            {"key": str(key), "value": redaction.redact_value(str(key), str(value))}
             for key, value in (pairs | more).items()
         ]
         self._rows("tags", *rows)
@@ -117,7 +128,7 @@ class Facts:
             raise RecordError(f"a run has no {', '.join(sorted(unknown))} to update")
         if "name" in columns:
             self.name = columns["name"]
-        self._rows("runs", {key: redaction.redact_text(str(v)) for key, v in columns.items()})
+        self._rows("runs", {key: str(value) for key, value in columns.items()})
 
     @guarded
     def log_provenance(self, section: str, document: Mapping[str, Any]) -> None:
@@ -215,6 +226,10 @@ class Facts:
     def _rows(self, table: str, *rows: Row) -> None:
         if not rows or (table in ("runs", "attempts") and self._owner != os.getpid()):
             return
+        if table == "runs":
+            rows = tuple(
+                {key: _free_text(key, value) for key, value in row.items()} for row in rows
+            )
         common = {"run_id": self.run_id, "changed_at": self._recorder.now_us()}
         self._recorder.rows(table, [common | row for row in rows])
 
