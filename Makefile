@@ -27,6 +27,9 @@ types: $(VENV)/test
 package: $(VENV)/test ## build the wheel, install it alone, record a run with each callback's import
 	$(BIN)/python tests/packaging/check_wheel.py
 
+docs: $(VENV)/test ## write the parts of docs/ that follow from the code
+	$(BIN)/python docs/generate.py
+
 bench: $(VENV)/test ## print the figures of the README
 	$(BIN)/python benchmarks/run.py
 
