@@ -171,10 +171,12 @@ def functions() -> str:
 
 
 def public(owner: type, hidden: Iterable[str] = ()) -> dict[str, Any]:
-    """Public methods and properties of a class, in the order of its source."""
+    """Public methods and properties of a class and its bases, in the order of their source."""
     return {
         name: value
-        for name, value in vars(owner).items()
+        for kind in owner.__mro__
+        if kind.__module__.startswith("tachograph.")
+        for name, value in vars(kind).items()
         if not name.startswith("_")
         and name not in hidden
         and (inspect.isfunction(value) or isinstance(value, property))
