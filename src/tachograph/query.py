@@ -136,7 +136,22 @@ class Store:
         limit: int | None = None,
         lost: bool = True,
     ) -> Table:
-        """List runs; the parameters are those of `Listing`, the language that of `filters`.
+        """List runs, one row each.
+
+        Parameters
+        ----------
+        where : str, optional
+            A filter, such as ``metrics.val_loss < 0.1``; see `tachograph.filters`.
+        sort : str or sequence of str
+            Names of the filter language; a leading '-' sorts descending. By default newest first.
+        columns : sequence of str, optional
+            Names of the filter language; by default all columns of a run.
+        children : bool, default False
+            Also trials, folds, steps and other parts.
+        limit : int, optional
+            At most this many.
+        lost : bool, default True
+            Show as lost what never ended and whose process is gone.
 
         Examples
         --------
