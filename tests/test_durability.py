@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph import recorder
+from tachograph import drain, journal, recorder
 from tachograph.errors import TachographWarning
+from tachograph.records import Series, uuid7
 
 STORES = ("sqlite", "parquet")
 
@@ -281,3 +282,54 @@ def test_a_damaged_header_does_not_cost_the_journal(tmp_path: Path) -> None:
     steps = steps_of(url, "it")
     assert steps == list(range(len(steps)))
     assert len(steps) >= 100
+
+
+def test_a_writer_that_went_on_in_another_part_is_no_orphan(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Who listed the parts before a live writer cut one does not take its journal away."""
+    monkeypatch.setattr(journal, "PART_BYTES", 4096)
+    writer = journal.JournalWriter(tmp_path, uuid7(), {"sinks": ["memory://orphan"]})
+    handle = writer.series(Series("it", ("loss",)))
+    while writer.part == 0:
+        writer.append_points(handle, 0, None, [1.0])
+    with drain._orphan(tmp_path, writer.writer, [0]) as facts:
+        assert facts is None
+    writer.close()
+    with drain._orphan(tmp_path, writer.writer, [0, 1]) as facts:
+        assert facts is not None
+
+
+DRAINER = """
+import sys, time
+from pathlib import Path
+import tachograph
+from tachograph.backends import parquet
+parquet.ParquetBackend.batch_bytes = 20_000
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+store = tachograph.open(sys.argv[1])
+print(len(store.series("it", "loss")))
+"""
+
+
+@pytest.mark.slow
+def test_a_dead_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Processes that open a store at the same moment do not double what a dead one left."""
+    url = store_url("parquet", tmp_path)
+    training = (
+        "import os, sys, tachograph\n"
+        "run = tachograph.start_run(run_id='it', config={'backend': sys.argv[1]})\n"
+        "for step in range(30_000):\n    run.log({'loss': 1.0}, step=step)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", training, url], check=False)
+    start = time.time() + 2.0
+    drainers = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRAINER, url, str(start + 0.2 * n)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(3)
+    ]
+    for drainer in drainers:
+        assert drainer.communicate(timeout=60) == ("30000\n", "")

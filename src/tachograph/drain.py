@@ -21,6 +21,7 @@ from tachograph.journal_reader import (
     JournalReader,
     complete_row,
     list_journals,
+    list_parts,
     read_header,
 )
 from tachograph.records import Batch, now_us, uuid7
@@ -134,7 +135,7 @@ class Sink:
         self.close()
 
 
-def drain_orphans(folder: Path, urls: tuple[str, ...] = ()) -> list[str]:
+def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.0) -> list[str]:
     """Bring the journals of dead processes into their stores; return their writers.
 
     A run that such a process left as running becomes 'lost'. Journals of live processes, and
@@ -146,7 +147,32 @@ def drain_orphans(folder: Path, urls: tuple[str, ...] = ()) -> list[str]:
         Where journals lie.
     urls : tuple of str
         Only journals that go to one of these stores; empty is all.
+    wait : float, default 10.0
+        Seconds to wait for another process that does this here already.
     """
+    with _alone(folder, wait) as alone:
+        return _drain_each(folder, urls) if alone else []
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, wait: float) -> Iterator[bool]:
+    """Whether no other process drains here: two that sent one journal would double points."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # there are no journals
+        yield False
+        return
+    try:
+        deadline = time.monotonic() + wait
+        while not (locked := host.lock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield locked
+    finally:
+        host.unlock(descriptor)  # a fork may have a copy
+        os.close(descriptor)
+
+
+def _drain_each(folder: Path, urls: tuple[str, ...]) -> list[str]:
     drained = []
     for writer, parts in list_journals(folder).items():
         with _orphan(folder, writer, parts) as facts:
@@ -182,8 +208,10 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
                 )
                 is False
             )
-        yield facts if locked and path.exists() else None
+        # A live writer that has gone on in another part meanwhile has let go of this one.
+        yield facts if locked and list_parts(folder, writer)[-1:] == parts[-1:] else None
     finally:
+        host.unlock(descriptor)
         os.close(descriptor)
 
 
@@ -200,12 +228,14 @@ def _drain_orphan(folder: Path, writer: str, sinks: Iterable[str]) -> bool:
     for url in sinks:
         try:
             done = _drain_whole(folder, writer, url) and done
-        except (TachographError, OSError, ImportError) as error:
+        except Exception as error:  # it must not keep anyone from opening the store
             warn_once(f"the journal of {writer} cannot be sent to {url} yet: {error}")
             done = False
     if done:
-        for part in list_journals(folder).get(writer, []):
+        for part in list_parts(folder, writer):
             part_path(folder, writer, part).unlink(missing_ok=True)
+        for unfinished in folder.glob(f"{writer}-*.new"):  # killed as it opened a part
+            unfinished.unlink(missing_ok=True)
     return done
 
 

@@ -31,6 +31,12 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Give up the lock of an open file, also for forks that have a copy of the descriptor."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def sync_data(descriptor: int) -> None:
     """Return when the written bytes of a file are on the disk."""
     if sys.platform == "darwin":

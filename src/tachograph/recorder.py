@@ -124,7 +124,9 @@ class Recorder:
         done = drain.finish(self.config.record.exit_deadline if deadline is None else deadline)
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
-        if done and not drain.alive:
+        if drain.alive:  # still sending: the lock keeps other processes from sending it too
+            return done
+        if done:
             for part in list_parts(self.folder, journal.writer):
                 part_path(self.folder, journal.writer, part).unlink(missing_ok=True)
         journal.close()
@@ -316,7 +318,7 @@ class _Drain:
             journal.delete_parts(min((s.confirmed for s in self._sinks), default=0))
         if not self._orphans_drained and not stop:
             self._orphans_drained = True
-            drain_orphans(recorder.folder, recorder.config.backend)
+            drain_orphans(recorder.folder, recorder.config.backend, wait=0.0)
 
     def _look_after(self, journal: JournalWriter) -> None:
         journal.check_clock()
