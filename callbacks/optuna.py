@@ -27,7 +27,8 @@ from optuna import Study, Trial
 from optuna.trial import FrozenTrial
 
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
-from tachograph.callbacks.optuna_study import OpenTrial, Reports, StudyRecord
+from tachograph.callbacks.optuna_study import StudyRecord
+from tachograph.callbacks.optuna_trial import OpenTrial, release
 from tachograph.config import is_disabled
 from tachograph.current import using
 from tachograph.run import Run
@@ -129,9 +130,7 @@ class OptunaCallback:
             return None
         record.watch(trial.study)
         record.settle(trial.study)
-        opened = record.begin_trial(trial)
-        Reports(record, trial, opened)
-        return opened
+        return record.begin_trial(trial)
 
     @hook
     def _leave(
@@ -141,7 +140,7 @@ class OptunaCallback:
         error: BaseException | None = None,
         result: Any = 0.0,
     ) -> None:
-        vars(trial).pop("report", None)
+        release(trial)
         record = self._record_of(trial.study)
         if error is not None and trial.params:
             opened.run.log_params(trial.params, source="framework")

@@ -1,10 +1,4 @@
-"""What one process records of one study: its run, and a run per trial, each thing once.
-
-Points of a study that other processes may see go under a writer derived from the trial, where
-the number of a report is its step, and the values come behind: whichever process sends them
-first, and however often, a store takes them once. A study in this process's memory needs none of
-that: who records here is known here.
-"""
+"""What one process records of one study: its run, and a run per trial, each thing once."""
 
 from __future__ import annotations
 
@@ -15,11 +9,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import optuna
 from optuna import Study, Trial
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
@@ -27,6 +19,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tachograph.callbacks import optuna_facts as facts
 from tachograph.callbacks.base import Recording, hook
+from tachograph.callbacks.optuna_points import Points
+from tachograph.callbacks.optuna_trial import (
+    FRAMEWORK,
+    OpenTrial,
+    Reports,
+    log_facts,
+    set_tags,
+    shown,
+    write_rows,
+)
 from tachograph.identity import derived_id
 from tachograph.origin import tagged
 from tachograph.run import Run, status_of
@@ -34,62 +36,11 @@ from tachograph.run import Run, status_of
 ATTRIBUTE = "tachograph:study"
 """Where a study keeps its id."""
 
-INTERMEDIATE = "intermediate_value"
-_FRAMEWORK = f"optuna {optuna.__version__}"
-_LARGEST_STEP = 1 << 37  # a store numbers no more records of a writer
 _MANY = 10_000  # trials; finding the best of several objectives compares all with all
 _ASSERT_SECONDS = 10.0
 _SETTLE_SECONDS = 1.0
 
 _recorded: dict[tuple[Any, ...], set[int]] = {}  # of each study in this process's life
-
-
-@dataclass(eq=False)
-class OpenTrial:
-    """A trial whose objective runs here, or ended and was not yet looked at."""
-
-    number: int
-    run: Run
-    steps: set[int] = field(default_factory=set)
-    last_step: int = -1
-    late: list[tuple[int, float]] = field(default_factory=list)
-    status: str | None = None
-    reason: str | None = None
-    ended: float | None = None
-
-
-class Reports:
-    """Takes the place of a trial's `report`, and records what goes through."""
-
-    def __init__(self, record: StudyRecord, trial: Trial, opened: OpenTrial) -> None:
-        self._recording = record.recording
-        self._record = record
-        self._trial = trial
-        self._opened = opened
-        trial.report = self  # type: ignore[method-assign]
-
-    def __call__(self, value: float, step: int) -> None:
-        """Report to Optuna, then record."""
-        type(self._trial).report(self._trial, value, step)
-        self._note(value, step)
-
-    def close(self) -> None:
-        """Give the trial its own method back."""
-        vars(self._trial).pop("report", None)
-
-    @hook
-    def _note(self, value: float, step: int) -> None:
-        opened, number = self._opened, int(step)
-        if number in opened.steps:
-            return  # Optuna takes the first one
-        opened.steps.add(number)
-        if number < opened.last_step:
-            opened.late.append((number, float(value)))
-        opened.last_step = max(number, opened.last_step)
-        self._record.log_report(opened, number, float(value))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._trial, "report")
 
 
 class StudyRecord:
@@ -127,6 +78,7 @@ class StudyRecord:
         self._asserted = time.monotonic()
         self.study_id = ""
         self.run = self._open(study)
+        self.points = Points(self.run, self.names, self.shared)
         self._recorded = _recorded.setdefault((self.study_id, self.run.config.backend), set())
 
     # ------------------------------------------------------------------ the study's run
@@ -136,22 +88,23 @@ class StudyRecord:
         if known is not None and self.recording.given is None:
             self.recording.given = known
         run_id = None if known else facts.new_study_id(study)
-        run = self.recording.open(_FRAMEWORK, kind="study", run_id=run_id)
+        run = self.recording.open(FRAMEWORK, kind="study", run_id=run_id)
         if not self.recording.active:
             return run
         if known is None:
             study.set_user_attr(ATTRIBUTE, run.run_id)
             known = study.user_attrs[ATTRIBUTE]  # of two processes that start, one is heard
+            if self.recording.owned and not self.recording.name:
+                run.update(name=study.study_name)
         self.study_id = known
         self._describe(run, study)
         return run
 
     def _describe(self, run: Run, study: Study) -> None:
         run.log_params(facts.study_params(study), source="framework")
-        if self.recording.owned:
-            started = facts.microseconds(facts.started(study))
-            name = {} if self.recording.name else {"name": study.study_name}
-            run.record_rows("runs", name | ({"started_at": started} if started else {}))
+        started = facts.microseconds(facts.started(study))
+        if self.recording.owned and started is not None:  # opened again, it is as old as before
+            run.record_rows("runs", {"started_at": started})
         if state := facts.random_state(study.sampler):
             run.log_provenance("optuna.random_state", state)
         if attributes := {k: v for k, v in study.user_attrs.items() if k != ATTRIBUTE}:
@@ -195,14 +148,15 @@ class StudyRecord:
                 trial = study.get_trials(deepcopy=False)[number]
                 self.record(trial, None if error is None else f"{type(error).__name__}: {error}")
             self.log_best(study)
-        for opened in [one for one in self.opened.values() if one.ended]:
+        with self._lock:
+            left = [one for one in self.opened.values() if one.ended]
+        for opened in left:  # never told
             opened.run.finish(opened.status or "finished", opened.reason, wait=False)
         self.recording.close(status_of(error), error)
 
     def log_best(self, study: Study) -> None:
         """Say on the study's run which trials are best."""
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(self.names) > 1 and 0 < len(trials) <= _MANY:
+        if len(self.names) > 1 and len(study.get_trials(deepcopy=False)) <= _MANY:
             numbers = [trial.number for trial in study.best_trials]
             self.run.log_params({"best": {"trials": numbers}}, source="framework")
 
@@ -218,10 +172,13 @@ class StudyRecord:
             "trial",
             f"trial-{trial.number}",
             run_id=self.run_id(trial.number),
-            framework=_FRAMEWORK,
+            framework=FRAMEWORK,
             by_user=False,
         )
-        opened = self.opened[trial.number] = OpenTrial(trial.number, run)
+        opened = OpenTrial(trial.number, run)
+        with self._lock:
+            self.opened[trial.number] = opened
+        Reports(self.recording, trial, opened, self.points.log_report)
         return opened
 
     def end_trial(self, opened: OpenTrial, error: BaseException | None, result: Any) -> None:
@@ -232,14 +189,7 @@ class StudyRecord:
             pruned = opened.status == "pruned"  # which is no error
             opened.run.finish(opened.status, str(error) or None if pruned else error, wait=False)
         elif type(result) is not float or result != result:
-            opened.reason = f"the objective returned {_shown(result)}"  # counts if Optuna minds
-
-    def log_report(self, opened: OpenTrial, step: int, value: float) -> None:
-        """Record an intermediate value as it is reported."""
-        if not self.shared:
-            opened.run.log({INTERMEDIATE: value}, step=step)
-        elif step == opened.last_step:
-            self._log_reports(opened.run, [(step, value)], opened.run._recorder.now_us())
+            opened.reason = f"the objective returned {shown(result)}"  # counts if Optuna minds
 
     def settle(self, study: Study, *, at_once: bool = False) -> None:
         """Record trials that ended here, and that no callback was called for."""
@@ -268,12 +218,14 @@ class StudyRecord:
                 self.opened.pop(trial.number, None)
             best = self._is_best(trial)
         run = opened.run if opened is not None else self._attach(trial)
-        log_points = self._log_shared if self.shared else self._log_alone
-        log_points(run, trial, opened, best)
+        self.points.log_trial(run, trial, opened.steps if opened else (), is_best=best)
+        if opened is not None:
+            self.points.log_late(run, opened.late)
         if best:
             found = {"trial": trial.number, "value": trial.value, "params": trial.params}
             self.run.log_params({"best": found}, source="framework")
-        self._log_facts(run, trial)
+        log_facts(run, trial)
+        self._log_space(run, trial.distributions)
         self._end(run, trial, opened, reason)
         self._stay_running()
         return True
@@ -315,64 +267,6 @@ class StudyRecord:
         self._best = value, trial.number
         return True
 
-    # ------------------------------------------------------------------ points
-
-    def _log_alone(
-        self, run: Run, trial: FrozenTrial, opened: OpenTrial | None, best: bool
-    ) -> None:
-        seen = opened.steps if opened is not None else ()
-        for step, value in sorted(trial.intermediate_values.items()):
-            if step not in seen:
-                run.log({INTERMEDIATE: value}, step=step)
-        if values := self._values(trial):
-            run.log(values, step=trial.last_step or 0)
-        if best:
-            self.run.log({"best_value": trial.value or 0.0}, step=trial.number)
-
-    def _log_shared(
-        self, run: Run, trial: FrozenTrial, opened: OpenTrial | None, best: bool
-    ) -> None:
-        at = facts.microseconds(trial.datetime_complete) or run._recorder.now_us()
-        sent = opened.steps if opened is not None else ()
-        reports = sorted(trial.intermediate_values.items())
-        self._log_reports(run, [pair for pair in reports if pair[0] not in sent], at)
-        if opened is not None:  # out of order: their numbers are behind what went out already
-            self._log_reports(run, sorted(opened.late), at, "late")
-        last = trial.last_step
-        behind = 0 if last is None else min(last, _LARGEST_STEP) + 1
-        writer = derived_id(run.run_id, "points")
-        if values := self._values(trial):
-            row = (behind, at, last or 0, None, list(values.values()))
-            run.log_derived(writer, list(values), [row])
-        if best:
-            row = (behind + 1, at, trial.number, None, [trial.value or 0.0])
-            self.run.log_derived(writer, ["best_value"], [row])
-
-    def _log_reports(
-        self, run: Run, reports: Sequence[tuple[int, float]], at: int, name: str = "points"
-    ) -> None:
-        rows = [(step, at, step, None, [value]) for step, value in reports if step < _LARGEST_STEP]
-        if rows:
-            run.log_derived(derived_id(run.run_id, name), [INTERMEDIATE], rows)
-
-    def _values(self, trial: FrozenTrial) -> dict[str, float]:
-        """Objectives and constraints; a pruned trial's value is only its last report."""
-        if trial.state != TrialState.COMPLETE or trial.values is None:
-            return {}
-        held = {f"constraint/{name}": v for name, v in facts.constraints(trial).items()}
-        return dict(zip(self.names, trial.values, strict=False)) | held
-
-    # ------------------------------------------------------------------ facts
-
-    def _log_facts(self, run: Run, trial: FrozenTrial) -> None:
-        if trial.params:
-            run.log_params(trial.params, source="framework")
-        if trial.user_attrs:
-            run.log_params({"user_attrs": trial.user_attrs})
-        if lineage := facts.lineage(trial):
-            run.log_provenance("optuna.trial", lineage)
-        self._log_space(run, trial.distributions)
-
     def _log_space(self, run: Run, distributions: Mapping[str, BaseDistribution]) -> None:
         """Distributions go to the study's run; those that differ there, to the trial's."""
         with self._lock:
@@ -391,27 +285,12 @@ class StudyRecord:
         if status == "failed" and reason is None:
             reason = opened.reason if opened is not None else None
         if opened is None:
-            self._write_rows(run, trial, status, reason)
+            write_rows(run, trial, status, reason)
         elif run.is_open:
             run.finish(status or "finished", reason, wait=False)
         elif opened.status == "finished" != status:  # asked and told: the verdict came later
-            self._write_rows(run, trial, status, reason)
-        run.set_tags(facts.tags(trial))  # last: who finds it knows that all is there
-
-    def _write_rows(
-        self, run: Run, trial: FrozenTrial, status: str | None, reason: str | None
-    ) -> None:
-        lived = {
-            "status": status,
-            "started_at": facts.microseconds(trial.datetime_start),
-            "ended_at": facts.microseconds(trial.datetime_complete),
-            "error": reason,
-            "attempt": 1,
-        }
-        row = {"parent_id": run.parent_id, "root_id": run.root_id, "kind": "trial"}
-        run.record_rows("runs", lived | row | {"name": run.name, "framework": _FRAMEWORK})
-        if trial.state.is_finished():
-            run.record_rows("attempts", lived | {"first_step": 0})
+            write_rows(run, trial, status, reason)
+        set_tags(run, trial)  # last: who finds it knows that all is there
 
     def _stay_running(self) -> None:
         """Say again that the study runs, where another process may have said that it ended."""
@@ -419,13 +298,6 @@ class StudyRecord:
             self._asserted = time.monotonic()
             if self.recording.owned:
                 self.run.record_rows("runs", {"status": "running"})
-
-
-def _shown(result: Any) -> str:
-    if result is None or isinstance(result, int | float | str):
-        return f"{result!r:.80}"
-    size = f" of {len(result)}" if isinstance(result, list | tuple) else ""
-    return f"a {type(result).__name__}{size}"
 
 
 def _closed(

@@ -23,6 +23,7 @@ DIGESTED = (
 
 _CHANGE = {"changed_at", "writer", "seq", "deleted"}
 _LEFT_OUT = {
+    "runs": {"deleted"},  # of those that users see it is 0 or, where nobody said, NULL
     # When a summary was changed is the store's business, and the last digits of a mean depend
     # on how the points came in batches.
     "summaries": _CHANGE | {"mean"},

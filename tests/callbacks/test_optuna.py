@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import pickle
-import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -412,6 +410,25 @@ def test_ask_and_tell(callback: OptunaCallback, record: MakeRecord) -> None:
     assert found.run()["status"] == "finished"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_sync_while_a_trial_runs(
+    callback: OptunaCallback, record: MakeRecord, tmp_path: Path, shared: bool
+) -> None:
+    """Trials asked for without us may be synced at any time; what they report is there once."""
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/optuna.db" if shared else None)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    for step in range(3):
+        trial.report(0.1 * step, step)
+        callback.sync(study)
+    (row,) = trials(record()).values()
+    assert row["status"] == "running"
+    study.tell(trial, 1.0)
+    callback.sync(study)
+    callback.sync(study)
+    check_complete(record(), study)
+
+
 def test_enqueued_and_added_trials(callback: OptunaCallback, record: MakeRecord) -> None:
     """An enqueued trial says so, waiting or run; an added one comes by `sync`."""
     study = optuna.create_study()
@@ -503,185 +520,6 @@ def test_trials_are_not_listed_anew(callback: OptunaCallback) -> None:
     study.get_trials = counted  # type: ignore[method-assign]
     study.optimize(callback.objective(objective), n_trials=300, callbacks=[callback])
     assert reads < 10
-
-
-# ---------------------------------------------------------------------------- trainings inside
-
-
-def test_trainings_inside_are_children_of_their_trial(
-    callback: OptunaCallback, record: MakeRecord
-) -> None:
-    """XGBoost inside trials in threads: its runs hang under the right trial; pruning too."""
-    xgboost = pytest.importorskip("xgboost")
-    from tachograph.callbacks import XGBoostCallback
-
-    data = xgboost.DMatrix(np.random.default_rng(0).normal(size=(40, 3)), label=np.arange(40) % 2)
-
-    class Pruning(xgboost.callback.TrainingCallback):  # type: ignore[name-defined,misc]
-        def __init__(self, trial: Trial) -> None:
-            self.trial = trial
-
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            self.trial.report(evals_log["train"]["rmse"][-1], epoch)
-            if self.trial.number == 1 and epoch == 1:
-                raise optuna.TrialPruned
-            return False
-
-    def training(trial: Trial) -> float:
-        depth = trial.suggest_int("max_depth", 1, 3)
-        xgboost.train(
-            {"max_depth": depth, "nthread": 1},
-            data,
-            3,
-            evals=[(data, "train")],
-            verbose_eval=False,
-            callbacks=[XGBoostCallback(), Pruning(trial)],
-        )
-        return 0.0
-
-    study = optuna.create_study()
-    study.optimize(callback.objective(training), 4, n_jobs=2, callbacks=[callback])
-    found = record()
-    rows = trials(found)
-    for number, row in rows.items():
-        (child,) = found.runs(parent_id=row["run_id"])
-        depth = study.trials[number].params["max_depth"]
-        assert found.params(child["run_id"])["max_depth"] == depth
-        assert child["status"] == row["status"] == ("pruned" if number == 1 else "finished")
-        assert child["root_id"] == found.run()["run_id"]
-
-
-# ---------------------------------------------------------------------------- processes
-
-WORKER = """
-import sys, optuna
-from tachograph.callbacks import OptunaCallback
-optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-storage, backend, count, mode = sys.argv[1:]
-if storage.endswith(".log"):
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    storage = JournalStorage(JournalFileBackend(storage))
-study = optuna.create_study(study_name="shared", storage=storage, load_if_exists=True)
-callback = OptunaCallback(config={"backend": backend, "record": {"system": False}})
-def objective(trial):
-    x = trial.suggest_float("x", -1, 1)
-    choice = trial.suggest_categorical("choice", ["a", "b"])
-    for step in range(3):
-        trial.report(x + step, step)
-        if mode == "die" and trial.number == 1 and step == 1:
-            import os, signal, time
-            time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGKILL)
-    if trial.number % 4 == 3:
-        raise optuna.TrialPruned
-    return x * x
-if mode == "sync":
-    callback.sync(study)
-elif mode == "plain":
-    study.optimize(objective, n_trials=int(count))
-else:
-    study.optimize(callback.objective(objective), n_trials=int(count), callbacks=[callback])
-    callback.sync(study)
-callback.close()
-"""
-
-
-def start_worker(storage: str, backend: str, count: int, mode: str = "run") -> Any:
-    """A process that works on the shared study."""
-    arguments = [sys.executable, "-c", WORKER, storage, backend, str(count), mode]
-    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*workers: Any) -> None:
-    """Wait for them; each must have ended well."""
-    for worker in workers:
-        _, errors = worker.communicate(timeout=200)
-        assert worker.returncode == 0, errors
-
-
-def load(storage: str) -> optuna.Study:
-    """The shared study."""
-    if storage.endswith(".log"):
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        return optuna.load_study(
-            study_name="shared", storage=JournalStorage(JournalFileBackend(storage))
-        )
-    return optuna.load_study(study_name="shared", storage=storage)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "journal"])
-@pytest.mark.parametrize("store", ["sqlite", "parquet"])
-def test_processes_on_one_storage_meet_in_one_record(tmp_path: Path, kind: str, store: str) -> None:
-    """Two processes with hooks, then some without, then two that sync at once: each thing once."""
-    storage = f"sqlite:///{tmp_path}/o.db" if kind == "sqlite" else f"{tmp_path}/o.log"
-    backend = f"{store}:///{tmp_path}/store"
-    load_first = start_worker(storage, backend, 1)
-    finish(load_first)
-    finish(start_worker(storage, backend, 4), start_worker(storage, backend, 4))
-    finish(start_worker(storage, backend, 3, "plain"))
-    finish(start_worker(storage, backend, 0, "sync"), start_worker(storage, backend, 0, "sync"))
-    study = load(storage)
-    assert len(study.trials) == 12
-    check_complete(Record(backend), study)
-
-
-@pytest.mark.slow
-def test_processes_that_start_together_find_one_id(tmp_path: Path) -> None:
-    """Whoever opens the study first, all its trials are under one run."""
-    storage, backend = f"{tmp_path}/o.log", f"sqlite:///{tmp_path}/store"
-    finish(*(start_worker(storage, backend, 3) for _ in range(3)))
-    check_complete(Record(backend), load(storage))
-
-
-@pytest.mark.slow
-def test_a_killed_trial(tmp_path: Path) -> None:
-    """What was reported until the kill is there; the run is lost, and `sync` repeats nothing."""
-    storage, backend = f"sqlite:///{tmp_path}/o.db", f"sqlite:///{tmp_path}/store"
-    worker = start_worker(storage, backend, 3, "die")
-    worker.wait(100)
-    finish(start_worker(storage, backend, 0, "sync"))
-    found = Record(backend)
-    row = trials(found)[1]
-    assert row["status"] == "lost"
-    reports = load(storage).trials[1].intermediate_values
-    assert points(found, row["run_id"], "intermediate_value") == sorted(reports.items())
-    assert len(reports) == 2
-
-
-def test_a_stale_trial_that_is_tried_again(
-    callback: OptunaCallback, record: MakeRecord, tmp_path: Path
-) -> None:
-    """A trial failed by the heartbeat comes by `sync`; the new one names the one it repeats."""
-    retry = getattr(optuna.storages, "RetryHeartbeatStaleTrialCallback", None)
-    retry = retry or optuna.storages.RetryFailedTrialCallback
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{tmp_path}/o.db",
-        heartbeat_interval=1,
-        grace_period=1,
-        **{"heartbeat_stale_trial_callback" if _is_new() else "failed_trial_callback": retry()},
-    )
-    study = optuna.create_study(storage=storage)
-    stale = study.ask()
-    stale.suggest_float("x", 0, 1)
-    stale.report(0.5, 0)
-    storage.record_heartbeat(stale._trial_id)
-    time.sleep(2.5)
-    study.optimize(callback.objective(objective), n_trials=1, callbacks=[callback])
-    callback.sync(study)
-    found = record()
-    rows = trials(found)
-    assert rows[0]["status"] == "failed"
-    assert points(found, rows[0]["run_id"], "intermediate_value") == [(0, 0.5)]
-    tags = {tag["key"]: tag["value"] for tag in found.rows("tags", run_id=rows[1]["run_id"])}
-    assert tags["retry_of"] == "0"
-
-
-def _is_new() -> bool:
-    return hasattr(optuna.storages, "RetryHeartbeatStaleTrialCallback")
 
 
 def test_pickles_as_its_keywords(callback: OptunaCallback, config: dict[str, Any]) -> None:
