@@ -82,7 +82,8 @@ def _train(name: str, folder: Path) -> bool:
             out.print(advice, style="dim", markup=False)
         return False
     out.print(f"[green]recorded[/] in {time.monotonic() - start:.1f} s")
-    for line in done.stderr.strip().splitlines()[-5:]:
+    ours = [line for line in done.stderr.splitlines() if "tachograph: " in line.lower()]
+    for line in ours:  # frameworks have much to say that is nobody's concern here
         out.print(f"  {line}", style="dim", markup=False)
     return True
 
