@@ -159,7 +159,7 @@ class _Fit:
         self._folds: list[Run] = []
         self._is_open = True
         self._is_cv = not isinstance(model, xgboost.Booster)
-        self._offset = int(model.num_boosted_rounds())
+        self._offset = facts.rounds_done(model)
         self._planned: int | None = call.arguments.get("num_boost_round")
         self._callbacks = None if callbacks is None else {type(one) for one in callbacks}
         self._given: dict[str, Any] = {}

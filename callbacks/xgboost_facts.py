@@ -136,6 +136,14 @@ def read_eta(model: Any) -> float | None:
     return short_float(found[1]) if found else None
 
 
+def rounds_done(model: Any) -> int:
+    """Rounds that the model has been trained for before; 0 where its params are not valid."""
+    try:
+        return int(model.num_boosted_rounds())
+    except xgboost.core.XGBoostError:  # the training is about to fail with it
+        return 0
+
+
 def first_booster(model: Any) -> xgboost.Booster:
     """The model itself, or that of the first fold."""
     return model if isinstance(model, xgboost.Booster) else model.cvfolds[0].bst

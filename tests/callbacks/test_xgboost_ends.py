@@ -138,6 +138,16 @@ def test_failure_before_the_first_round(
     assert (run["status"], run["error"]) == ("failed", module._VANISHED)
 
 
+@pytest.mark.filterwarnings("error")
+def test_params_that_are_not_valid(config: dict[str, Any], record: Callable[[], Record]) -> None:
+    """XGBoost refuses them when it is asked something: not in our hook, and not as a warning."""
+    with pytest.raises(xgboost.core.XGBoostError, match="nonsense"):
+        params = {"objective": "nonsense"}
+        xgboost.train(params, matrix(), 4, callbacks=[XGBoostCallback(config=config)], **QUIET)
+    found = record().run()
+    assert (found["status"], "nonsense" in found["error"]) == ("failed", True)
+
+
 def test_failure_inside_a_run_of_the_user(
     config: dict[str, Any], record: Callable[[], Record]
 ) -> None:
