@@ -20,6 +20,7 @@ import json
 import os
 import re
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 
 from tachograph.backends.parquet_arrays import TYPES, from_list
 from tachograph.errors import StoreError, StoreNotFound, StoreTooNew, TachographError
-from tachograph.host import sync_data, sync_folder
+from tachograph.host import sync_data, sync_folder, wait_for_lock
 from tachograph.records import FORMAT_VERSION, TABLES, Row, TableSpec
 
 GROUP_ROWS = 65_536
@@ -51,6 +52,7 @@ _ONE_PAGE: dict[str, Any] = (
     if "max_rows_per_page" in inspect.signature(pq.write_table).parameters
     else {}
 )
+_LOCKS = 64
 _SEGMENT = re.compile(r"(.+)-(\d+)-(\d+)\.parquet")
 
 
@@ -287,6 +289,16 @@ class Folder:
         time = max(time, self.heartbeat(writer) or time)
         path.touch()
         os.utime(path, ns=(time * 1000, time * 1000))
+
+    @contextlib.contextmanager
+    def alone(self, writer: str) -> Iterator[None]:
+        """Let nobody else write for a writer meanwhile, where the file system has locks."""
+        folder = self.hidden / "locks"
+        folder.mkdir(exist_ok=True)
+        with open(folder / f"{zlib.crc32(writer.encode()) % _LOCKS:02}", "ab") as file:
+            with contextlib.suppress(OSError):
+                wait_for_lock(file.fileno())
+            yield
 
     def _heartbeat_path(self, writer: str) -> Path:
         return self.hidden / "heartbeat" / quote(writer, safe="")

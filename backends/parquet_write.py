@@ -42,9 +42,14 @@ class BatchWriter:
 
     def write(self, batch: Batch) -> int:
         """Store a batch and return the sequence number expected next from its writer."""
-        cursor = self._folder.read_cursor(batch.writer)
-        if batch.heartbeat is not None:
+        if batch.heartbeat is not None:  # the writer itself, and a live one is alone
             self._folder.touch_heartbeat(batch.writer, batch.heartbeat)
+            return self._write(batch)
+        with self._folder.alone(batch.writer):
+            return self._write(batch)
+
+    def _write(self, batch: Batch) -> int:
+        cursor = self._folder.read_cursor(batch.writer)
         if batch.next <= max(cursor.next, batch.first):
             return cursor.next
         if batch.first > cursor.next:

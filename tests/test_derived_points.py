@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -171,3 +173,46 @@ def test_values_are_exact(tmp_path: Path) -> None:
     assert batch is not None
     values = [row[4] for row in batch.blocks[0].unpack()]
     assert [*map(repr, values)] == [*map(repr, odd)]
+
+
+SENDER = """
+import sys
+from tachograph import registry
+from tachograph.records import Batch, MetricBlock, Series
+store = registry.open_backend(sys.argv[1])
+cuts = [int(cut) for cut in sys.argv[2].split(",")]
+print("ready", flush=True)
+sys.stdin.readline()
+for writer in range(40):
+    for cut in cuts:
+        rows = [(i, 1, i, None, [float(i)]) for i in range(cut)]
+        block = MetricBlock.pack(Series("run", ("value",)), rows)
+        store.write(Batch(f"w{writer}", 0, cut, (block,)))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_send_at_the_same_instant(url: str) -> None:
+    """Three processes write the same writers at once, cut differently; every point is once."""
+    registry.open_backend(url, create=True).close()
+    senders = [
+        subprocess.Popen(
+            [sys.executable, "-c", SENDER, url, cuts],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for cuts in ("2,6", "6", "4,6")
+    ]
+    for sender in senders:
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == "ready\n"
+    for sender in senders:
+        assert sender.stdin is not None
+        sender.stdin.write("go\n")
+        sender.stdin.flush()
+    assert [sender.wait(100) for sender in senders] == [0, 0, 0]
+    points = stored(registry.open_backend(url))
+    assert sorted(points) == sorted(
+        (f"w{writer}", i, float(i)) for writer in range(40) for i in range(6)
+    )

@@ -31,6 +31,11 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def wait_for_lock(descriptor: int) -> None:
+    """Take the exclusive lock of an open file when others gave it up; OSError where none is."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 def unlock(descriptor: int) -> None:
     """Give up the lock of an open file, also for forks that have a copy of the descriptor."""
     with contextlib.suppress(OSError):
