@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tachograph import host
 from tachograph import journal as journal_module
 from tachograph.journal import JournalWriter, part_path
 from tachograph.journal_reader import JournalReader, list_journals, read_header
@@ -205,8 +206,11 @@ def test_the_limit_of_waiting_bytes_drops_and_says_so(tmp_path: Path, monkeypatc
     handle = journal.series(Series("r", ("loss",)))
     for step in range(400):
         journal.append_points(handle, step, None, [1.0])
-    assert journal.dropped > 0
+    assert len(points_of(read_all(tmp_path, journal.writer))) + journal.dropped == 400
     assert "wait" in str(journal.problem)
+    last = os.open(part_path(tmp_path, journal.writer, 1), os.O_RDWR)
+    assert not host.lock(last), "the process lives, and nobody may take its journal for an orphan"
+    os.close(last)
     journal.delete_parts(journal.next_seq)
     journal.recover()
     before = journal.dropped
@@ -233,8 +237,10 @@ def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
     assert points == sorted((s, float(n)) for n in range(8) for s in range(300))
 
 
-def test_a_signal_handler_may_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part_bytes", [64 << 20, 2000])
+def test_a_signal_handler_may_log(part_bytes: int, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """A handler that logs in the middle of a log call neither blocks nor loses a point."""
+    monkeypatch.setattr(journal_module, "PART_BYTES", part_bytes)
     journal = make_journal(tmp_path)
     handle = journal.series(Series("r", ("loss",)))
     inner = journal.series(Series("r", ("signal",)))
@@ -273,8 +279,6 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path: Path) -> None:
     writer = child.stdout.readline().strip()
     descriptor = os.open(part_path(tmp_path, writer, 0), os.O_RDWR)
     try:
-        from tachograph import host
-
         assert not host.lock(descriptor)
         child.kill()
         child.wait()

@@ -38,6 +38,7 @@ import json
 import os
 import re
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -135,13 +136,14 @@ class JournalWriter:
         self._limit_bytes = limit_bytes
         self._series_count = 0
         self._backlog: list[tuple[int, bytes]] = []
+        self._attention = sync_each  # there is more to do after the next record
         self._closed = False
-        self._ended_descriptor = -1
+        self._held_descriptor = -1  # of a part that takes no more; it keeps the lock
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self.descriptor = -1
         self.size = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._open_part()
+        self._open_part(0)
 
     # ------------------------------------------------------------------ appending
 
@@ -168,8 +170,9 @@ class JournalWriter:
         never for a full disk.
         """
         with self.lock:
-            if handle.part != self.part:
-                self._announce(handle)
+            if handle.part != self.part and not self._announce(handle):
+                self.dropped += 1
+                return
             # The number is taken first: a signal handler that logs gets the next one.
             seq = self.next_seq
             self.next_seq = seq + 1
@@ -187,13 +190,15 @@ class JournalWriter:
             try:
                 written = write(self.descriptor, frame)
             except OSError as error:
-                self._drop(error)
+                self.dropped += 1
+                self._fail(error)
                 return
             if written != len(frame):
+                self.dropped += 1
                 self._cut_short(written)
                 return
             self.size += written
-            if self.size >= PART_BYTES or self._sync_each or self._backlog:
+            if self.size >= PART_BYTES or self._attention:
                 self._after_write()
 
     def append_rows(self, table: str, rows: Sequence[Row]) -> None:
@@ -254,13 +259,14 @@ class JournalWriter:
     def recover(self) -> None:
         """Open a new part where there was no room for one, and write the rows that wait."""
         with self.lock:
-            if self.descriptor < 0 and not self._closed and self._may_open():
-                self._open_part()
+            if self.descriptor < 0 and not self._closed and self._may_open(self.waiting_parts):
+                self._open_part(self.part)
+                self._let_go()
             waiting, self._backlog = self._backlog, []
             for position, (kind, body) in enumerate(waiting):
                 if not self._append(kind, 0, self._take_seq(), body):
-                    self.dropped -= 1
-                    self._backlog = waiting[position:]
+                    self._backlog = waiting[position:] + self._backlog
+                    self._attention = True
                     return
 
     def end(self) -> None:
@@ -271,21 +277,21 @@ class JournalWriter:
             self._append(END, 0, self._take_seq(), b"")
             self._closed = True
             self.dropped += len(self._backlog)
-            self._ended_descriptor, self.descriptor = self.descriptor, -1
+            if self.descriptor >= 0:
+                self._held_descriptor, self.descriptor = self.descriptor, -1
 
     def close(self) -> None:
         """End the journal if it has not ended, and let go of its file."""
         self.end()
         with self.lock:
-            if self._ended_descriptor >= 0:
-                os.close(self._ended_descriptor)
-                self._ended_descriptor = -1
+            self._let_go()
 
     def discard(self, problem: str) -> None:
         """Write no more: from here on records are dropped and counted."""
         with self.lock:
             self._closed = True
             self.problem = problem
+            self._let_go()
             if self.descriptor >= 0:
                 os.close(self.descriptor)
                 self.descriptor = -1
@@ -293,10 +299,10 @@ class JournalWriter:
     def forget(self) -> None:
         """In a forked child: let go of the parent's file without a trace."""
         self._closed = True
-        for descriptor in (self.descriptor, self._ended_descriptor):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.descriptor = self._ended_descriptor = -1
+        self._let_go()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     def delete_parts(self, confirmed: int) -> None:
         """Delete closed parts whose records all come before seq `confirmed`."""
@@ -304,9 +310,9 @@ class JournalWriter:
             starts = [*self.first_seqs, self.next_seq]  # of the part that could not be opened
             first = self.part - self.waiting_parts
             done = [part for part in range(first, self.part) if starts[part + 1] <= confirmed]
-            for part in done:
-                part_path(self.folder, self.writer, part).unlink(missing_ok=True)
             self.waiting_parts -= len(done)
+        for part in done:  # outside the lock: a large file takes its time
+            part_path(self.folder, self.writer, part).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ inside
 
@@ -320,26 +326,28 @@ class JournalWriter:
             if not self._append(kind, 0, self._take_seq(), body):
                 if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
                     self._backlog.append((kind, body))
-                    self.dropped -= 1
+                    self._attention = True
+                else:
+                    self.dropped += 1
                 return
-            if self.size >= PART_BYTES or self._sync_each or self._backlog:
+            if self.size >= PART_BYTES or self._attention:
                 self._after_write()
 
-    def _announce(self, handle: SeriesHandle) -> None:
+    def _announce(self, handle: SeriesHandle) -> bool:
         body = json.dumps(_series_facts(handle.series), separators=(",", ":")).encode()
-        seq = self._take_seq()
-        if self._append(SERIES, handle.id, seq, body) and self._append(
-            SERIES, handle.id, seq, body
-        ):
-            handle.part = self.part
+        part, seq = self.part, self._take_seq()
+        for _ in range(2):
+            if not self._append(SERIES, handle.id, seq, body):
+                return False
+        handle.part = part
+        return True
 
     def _append(self, kind: int, series: int, seq: int, body: bytes) -> bool:
-        frame = PREFIX.pack(len(body) + 13, kind, series, seq) + body
-        frame += CRC.pack(crc32(frame))
+        frame = _frame(kind, series, seq, body)
         try:
             written = os.write(self.descriptor, frame)
         except OSError as error:
-            self._drop(error)
+            self._fail(error)
             return False
         if written != len(frame):
             self._cut_short(written)
@@ -350,14 +358,13 @@ class JournalWriter:
     def _after_write(self) -> None:
         if self._sync_each:
             host.sync_data(self.descriptor)
-        self.problem = None
+        self.problem, self._attention = None, self._sync_each
         if self._backlog:
             self.recover()
         if self.size >= PART_BYTES:
             self._rotate()
 
-    def _drop(self, error: OSError) -> None:
-        self.dropped += 1
+    def _fail(self, error: OSError) -> None:
         if self.problem is None or self.descriptor >= 0:
             self.problem = f"{error.strerror or error} ({self.folder})"
 
@@ -367,49 +374,76 @@ class JournalWriter:
             os.ftruncate(self.descriptor, self.size)
         except OSError:
             self.size += written  # the reader skips it as damaged
-        self._drop(OSError(28, "no space left on the disk"))
+        self._fail(OSError(28, "no space left on the disk"))
 
     def _rotate(self) -> None:
-        old = self.descriptor
-        self.part += 1
+        """Go on in a new part; old and new one are never mixed up within a record."""
+        if _is_nested():
+            return
+        old, part = self.descriptor, self.part + 1
+        try:
+            if self._may_open(self.waiting_parts + 1):
+                self._open_part(part)
+        except OSError as error:
+            self._fail(error)
         self.waiting_parts += 1
-        if self._may_open():
-            try:
-                self._open_part()
-            except OSError as error:
-                self._drop(error)
-                self.dropped -= 1
-                self.descriptor = -1
-        os.close(old)
+        if self.part == part:
+            os.close(old)
+        else:  # no room now: the lock of the last part goes on saying that this process lives
+            self.part, self.descriptor, self._held_descriptor = part, -1, old
 
-    def _may_open(self) -> bool:
-        if self.waiting_parts * PART_BYTES < self._limit_bytes:
+    def _let_go(self) -> None:
+        if self._held_descriptor >= 0:
+            os.close(self._held_descriptor)
+            self._held_descriptor = -1
+
+    def _may_open(self, waiting_parts: int) -> bool:
+        if waiting_parts * PART_BYTES < self._limit_bytes:
             return True
-        self.descriptor = -1
         self.problem = f"more than {self._limit_bytes >> 20} MiB wait for the store"
         return False
 
-    def _open_part(self) -> None:
-        path = part_path(self.folder, self.writer, self.part)
+    def _open_part(self, part: int) -> None:
+        """Write into a new part from here on; where OSError is raised nothing has changed."""
+        path = part_path(self.folder, self.writer, part)
         temporary = path.with_suffix(".new")
+        first, before = self._take_seq(), (self.part, self.descriptor, self.size)
+        header = self._facts | {"writer": self.writer, "part": part, "first": first}
+        start = MAGIC + _frame(HEADER, 0, first, json.dumps(header).encode())
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o644)
         try:
             host.lock(descriptor)
-            os.write(descriptor, MAGIC)
-            self.descriptor, self.size = descriptor, len(MAGIC)
-            first = self.next_seq
-            header = self._facts | {"writer": self.writer, "part": self.part, "first": first}
-            if not self._append(HEADER, 0, self._take_seq(), json.dumps(header).encode()):
-                raise OSError(28, self.problem)
+            if os.write(descriptor, start) != len(start):
+                raise OSError(28, "no space left on the disk")
+            # A signal handler may have logged into the old part since the number was taken.
+            first = first if self.next_seq == first + 1 else self.next_seq
+            self.part, self.descriptor, self.size = part, descriptor, len(start)
             os.rename(temporary, path)
         except OSError:
+            self.part, self.descriptor, self.size = before
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
-            self.descriptor = -1
             raise
-        while len(self.first_seqs) <= self.part:
+        while len(self.first_seqs) <= part:
             self.first_seqs.append(first)
+
+
+def _is_nested() -> bool:
+    """Whether a signal handler appends in the middle of another append."""
+    frame, depth = sys._getframe(1), 0
+    while frame is not None:
+        depth += frame.f_code in _APPENDING
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth > 1
+
+
+_APPENDING = {JournalWriter.append_points.__code__, JournalWriter._append_body.__code__}
+
+
+def _frame(kind: int, series: int, seq: int, body: bytes) -> bytes:
+    frame = PREFIX.pack(len(body) + 13, kind, series, seq) + body
+    return frame + CRC.pack(crc32(frame))
 
 
 def _series_facts(series: Series) -> dict[str, Any]:
