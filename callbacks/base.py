@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar
 
-from tachograph.config import is_disabled
+from tachograph.config import is_disabled, load_config
 from tachograph.current import current_run
 from tachograph.identity import announce_launch
 from tachograph.run import Run, status_of
@@ -95,7 +95,14 @@ class Recording:
         self.run: Run | None = None
         self.owned = False
         self.around = None if is_disabled() else current_run()
+        self._check()
         announce_launch()
+
+    def _check(self) -> None:
+        """Raise ConfigError for a wrong setting now: inside a training it would be a warning."""
+        if not is_disabled() and (self.around is None or self.config is not None):
+            names = ("project", "weights", "gradients", "every")
+            load_config(self.config, arguments={name: getattr(self, name) for name in names})
 
     # ------------------------------------------------------------------ runs
 

@@ -363,3 +363,26 @@ def test_memory_of_a_run_does_not_grow_with_its_names(config) -> None:  # type: 
         run.log({f"once{number}": 1.0}, step=0)
     assert len(run._handles) <= 10_001
     recorder.get_recorder(run.config).close(30)
+
+
+def test_a_child_goes_where_its_parent_goes(config, store) -> None:  # type: ignore[no-untyped-def]
+    """A child of another project is in the same store; by default it has its parent's project."""
+    with tachograph.start_run(config=config) as run:
+        plain = run.child("trial")
+        other = tachograph.start_run(project="other")
+        other.finish()
+        plain.finish()
+    opened = store()
+    assert opened.run(plain.run_id).row["project"] == "tests"
+    assert opened.run(other.run_id).row["project"] == "other"
+    assert opened.run(other.run_id).row["parent_id"] == run.run_id
+
+
+def test_a_callback_with_a_wrong_setting_is_refused_where_it_is_made() -> None:
+    """The mistake is said before the training, not as a warning inside it."""
+    from tachograph.callbacks import XGBoostCallback
+
+    with pytest.raises(ConfigError, match="wieghts"):
+        XGBoostCallback(config={"record": {"wieghts": "off"}})
+    with pytest.raises(ConfigError, match="sometimes"):
+        XGBoostCallback(every="sometimes")

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from tachograph import host, origin
@@ -127,7 +128,7 @@ def start_run(
         get_recorder(settings).set_rank(*rank)
     run = _make_run(settings, run_id, kind, name, outer, parent, resume, by_user)
     row: Row = {
-        "project": settings.project or (None if run.parent_id else origin.default_project()),
+        "project": settings.project or origin.default_project(),
         "user": settings.user or origin.user_name(),
         "framework": framework,
         "description": description,
@@ -168,8 +169,8 @@ def _describe(
 
 
 def _settings(config: Any, project: str | None, outer: Run | None) -> Config:
-    if outer is not None and config is None and project is None:
-        return outer.config
+    if outer is not None and config is None:
+        return outer.config if project is None else replace(outer.config, project=project)
     return load_config(config, arguments={"project": project})
 
 
