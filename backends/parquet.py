@@ -42,7 +42,7 @@ class ParquetBackend:
 
     first_interval = 10.0
     longest_interval = 300.0
-    batch_bytes = 16 << 20
+    batch_bytes = 4 << 20
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = url

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tachograph.backends.base import Condition
@@ -176,6 +175,13 @@ def _match(array: pa.Array, condition: Condition) -> Mask:
     return to_numpy(_TESTS[condition.operator](array, condition.value))
 
 
+def _compute() -> Any:
+    """Arrow's functions, imported when a reader needs them: a training does without 12 MB."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
 def _comparable(array: pa.Array, value: Any) -> bool:
     return isinstance(value, str) is bool(pa.types.is_string(array.type))
 
@@ -183,31 +189,31 @@ def _comparable(array: pa.Array, value: Any) -> bool:
 def _equal(array: pa.Array, value: Any) -> pa.Array:
     if not _comparable(array, value):  # as in Python, different types are never equal
         return from_numpy(np.zeros(len(array), np.bool_), valid_of(array))
-    return pc.equal(array, scalar(value))
+    return _compute().equal(array, scalar(value))
 
 
 def _in(array: pa.Array, values: Iterable[Any]) -> pa.Array:
     wanted = [value for value in values if value is not None and _comparable(array, value)]
     if pa.types.is_string(array.type):
-        return pc.is_in(array, value_set=from_list(wanted, "text"))
+        return _compute().is_in(array, value_set=from_list(wanted, "text"))
     if pa.types.is_integer(array.type):
         wanted = [int(value) for value in wanted if value == int(value)]
     known = from_list(wanted, "int" if pa.types.is_integer(array.type) else "float")
-    return pc.and_(pc.is_in(array, value_set=known), array.is_valid())
+    return _compute().and_(_compute().is_in(array, value_set=known), array.is_valid())
 
 
 def _like(array: pa.Array, pattern: str) -> pa.Array:
     # In SQL without ESCAPE a backslash is a backslash.
-    return pc.match_like(array, pattern.replace("\\", "\\\\"))
+    return _compute().match_like(array, pattern.replace("\\", "\\\\"))
 
 
 _TESTS: dict[str, Callable[[pa.Array, Any], pa.Array]] = {
     "=": _equal,
-    "!=": lambda array, value: pc.invert(_equal(array, value)),
-    "<": lambda array, value: pc.less(array, scalar(value)),
-    "<=": lambda array, value: pc.less_equal(array, scalar(value)),
-    ">": lambda array, value: pc.greater(array, scalar(value)),
-    ">=": lambda array, value: pc.greater_equal(array, scalar(value)),
+    "!=": lambda array, value: _compute().invert(_equal(array, value)),
+    "<": lambda array, value: _compute().less(array, scalar(value)),
+    "<=": lambda array, value: _compute().less_equal(array, scalar(value)),
+    ">": lambda array, value: _compute().greater(array, scalar(value)),
+    ">=": lambda array, value: _compute().greater_equal(array, scalar(value)),
     "in": _in,
     "like": _like,
 }
@@ -225,7 +231,7 @@ def sort_table(table: pa.Table, order: Sequence[str]) -> pa.Table:
         keys.setdefault(name.removeprefix("-"), "descending" if name[0] == "-" else "ascending")
     columns = {name: _plain(table[name]) for name in keys}
     # NULLs come last by default.
-    positions = pc.sort_indices(pa.table(columns), sort_keys=list(keys.items()))
+    positions = _compute().sort_indices(pa.table(columns), sort_keys=list(keys.items()))
     in_order = to_numpy(positions) == np.arange(len(positions), dtype=np.uint64)
     return table if in_order.all() else table.take(positions)
 
@@ -236,7 +242,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def codes(column: pa.ChunkedArray) -> tuple[Integers, list[Any]]:
     """Number the distinct values of a column, NULL among them; return numbers and values."""
-    encoded = pc.dictionary_encode(_plain(column), null_encoding="encode").combine_chunks()
+    encoded = _compute().dictionary_encode(_plain(column), null_encoding="encode").combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):  # where it has no chunk
         return np.zeros(0, np.int64), []
     return to_numpy(encoded.indices).astype(np.int64), encoded.dictionary.to_pylist()

@@ -128,6 +128,8 @@ class BatchWriter:
             with self._folder.segment(path, TABLES["metrics"], POINTS) as file:
                 for group in row_groups(kept, batch.writer):
                     file.write_table(group)
+                    # Else it keeps what a group took while the next one takes as much again.
+                    pa.default_memory_pool().release_unused()
 
     def _write_rows(
         self, batch: Batch, table: str, root: str, rows: Sequence[Row], first: int | None = None

@@ -57,7 +57,7 @@ class SQLiteBackend:
 
     first_interval = 1.0
     longest_interval = 1.0
-    batch_bytes = 2 << 20
+    batch_bytes = 1 << 20
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = url
