@@ -29,7 +29,6 @@ from optuna.trial import FrozenTrial
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
 from tachograph.callbacks.optuna_study import StudyRecord
 from tachograph.callbacks.optuna_trial import OpenTrial, release
-from tachograph.config import is_disabled
 from tachograph.current import using
 from tachograph.run import Run
 from tachograph.warning import say
@@ -157,7 +156,7 @@ class OptunaCallback:
 
     def _record_of(self, study: Study) -> StudyRecord | None:
         """The record of a study, with its run open; None where nothing is recorded."""
-        if is_disabled():
+        if self._recording.is_off:
             return None
         record = self._studies.get(study)
         if record is not None and record.is_usable:

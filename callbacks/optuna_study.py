@@ -30,7 +30,6 @@ from tachograph.callbacks.optuna_trial import (
     write_rows,
 )
 from tachograph.identity import derived_id
-from tachograph.origin import tagged
 from tachograph.run import Run, status_of
 
 ATTRIBUTE = "tachograph:study"
@@ -232,7 +231,7 @@ class StudyRecord:
 
     def sync(self, study: Study) -> int:
         """Record what hooks did not see; return how many trials that were."""
-        known = tagged(self.run.config, "trial_state")
+        known = self.run.stored_tags("trial_state")
         count = 0
         for trial in study.get_trials(deepcopy=False):
             if known.get(self.run_id(trial.number)) == trial.state.name:
@@ -245,7 +244,7 @@ class StudyRecord:
 
     def _attach(self, trial: FrozenTrial) -> Run:
         """A run for a trial that did not run under our eyes."""
-        return Run(
+        run = Run(
             self.run.config,
             self.run_id(trial.number),
             kind="trial",
@@ -253,6 +252,8 @@ class StudyRecord:
             parent=self.run,
             by_user=False,
         )
+        run.project = self.run.project
+        return run
 
     def _is_best(self, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.COMPLETE or len(self.names) > 1 or trial.value is None:

@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial
 
 from tachograph.callbacks import optuna_facts as facts
 from tachograph.callbacks.base import Recording, hook
-from tachograph.redaction import redact_text
 from tachograph.run import Run
 
 _CLOCKS_DIFFER_US = 2_000_000
@@ -120,11 +119,18 @@ def write_rows(run: Run, trial: FrozenTrial, status: str | None, reason: str | N
         "status": status,
         "started_at": facts.microseconds(trial.datetime_start),
         "ended_at": facts.microseconds(trial.datetime_complete),
-        "error": None if reason is None else redact_text(reason),
         "attempt": 1,
     } | _at(trial)
-    row = {"parent_id": run.parent_id, "root_id": run.root_id, "kind": "trial"}
-    run.record_rows("runs", lived | row | {"name": run.name, "framework": FRAMEWORK})
+    row = {
+        "parent_id": run.parent_id,
+        "root_id": run.root_id,
+        "kind": "trial",
+        "project": run.project,
+        "name": run.name,
+        "framework": FRAMEWORK,
+        "error": reason,
+    }
+    run.record_rows("runs", lived | row)
     if trial.state.is_finished():
         run.record_rows("attempts", lived | {"first_step": 0})
 

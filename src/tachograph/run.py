@@ -68,6 +68,7 @@ class Run(Facts):
         self.root_id: str = root_id or (parent.root_id if parent is not None else run_id)
         self.kind = kind
         self.name = name
+        self.project: str | None = None  # where this process started it
         self.attempt = attempt
         self.config = config
         self.by_user = by_user

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_FREE_TEXT = ("name", "project", "description", "hypothesis", "verdict")
+_FREE_TEXT = ("name", "project", "description", "hypothesis", "verdict", "error")
 
 
 def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
@@ -222,6 +222,10 @@ class Facts:
     def record_rows(self, table: str, *rows: Row) -> None:
         """Record rows of a keyed table that belong to this run."""
         self._rows(table, *rows)
+
+    def stored_tags(self, key: str) -> dict[str, str]:
+        """Run id to value of a tag, of all runs that a store or a journal for it knows."""
+        return origin.tagged(self.config, key)
 
     def _rows(self, table: str, *rows: Row) -> None:
         if not rows or (table in ("runs", "attempts") and self._owner != os.getpid()):

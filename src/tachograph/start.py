@@ -134,6 +134,7 @@ def start_run(
         "description": description,
         "hypothesis": hypothesis,
     }
+    run.project = row["project"]
     run.begin({key: value for key, value in row.items() if value is not None}, resumed=resume)
     if get_recorder(settings).identity.rank == 0:
         _describe(run, tags, params, notes)

@@ -215,6 +215,22 @@ def test_an_exception_that_leaves_optimize(
     assert type(error).__name__ in row["error"]
 
 
+def test_secrets_in_reasons_stay_out(callback: OptunaCallback, record: MakeRecord) -> None:
+    """What an exception says is kept without the password in it, however it was learnt."""
+
+    def failing(trial: Trial) -> float:
+        if trial.number == 1:
+            raise OSError("cannot reach postgresql://me:hunter2secret@db/data")
+        return objective(trial)
+
+    for function in (callback.objective(failing), failing):
+        with pytest.raises(OSError, match="hunter2secret"):
+            optuna.create_study().optimize(function, 2, callbacks=[callback])
+    errors = [row["error"] for row in record().rows("runs") if row["error"]]
+    assert len(errors) == 4
+    assert not [error for error in errors if "hunter2secret" in error]
+
+
 def test_system_exit_in_a_trial(callback: OptunaCallback, record: MakeRecord) -> None:
     """Optuna leaves the trial running for ever; its run and the study's end."""
     study = optuna.create_study()
@@ -251,6 +267,7 @@ def test_the_objective_alone_or_the_callback_alone(
         run_id = study.user_attrs["tachograph:study"]
         rows = [row for row in found.runs(kind="trial") if row["parent_id"] == run_id]
         assert [row["status"] for row in rows] == ["finished"] * 3
+        assert {row["project"] for row in rows} == {"tests"}
         assert all(row["ended_at"] >= row["started_at"] for row in rows)
         values = [points(found, row["run_id"], "value")[0][1] for row in rows]
         assert values == [trial.value for trial in study.trials]
