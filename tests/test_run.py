@@ -386,3 +386,42 @@ def test_a_callback_with_a_wrong_setting_is_refused_where_it_is_made() -> None:
         XGBoostCallback(config={"record": {"wieghts": "off"}})
     with pytest.raises(ConfigError, match="sometimes"):
         XGBoostCallback(every="sometimes")
+
+
+def test_odd_values_and_steps_cost_only_themselves(config, store) -> None:  # type: ignore[no-untyped-def]
+    """Arrays of one are numbers, half a character is replaced, and a bad step is forgotten."""
+    import numpy
+
+    run = tachograph.start_run(config=config)
+    run.log({"array": numpy.array([[2.5]]), "half\ud800": 1.0}, step=3)
+    for step in ("abc", 1 << 70):
+        with pytest.warns(TachographWarning):
+            run.log({"loss": 1.0}, step=step)  # type: ignore[arg-type]
+    run.log({"loss": 2.0})
+    run.finish()
+    opened = store()
+    assert list(opened.series(run.run_id, "array")["value"]) == [2.5]
+    assert len(opened.series(run.run_id, "half�")) == 1
+    assert list(opened.series(run.run_id, "loss")["step"]) == [4]
+
+
+def test_a_clock_that_is_set_back_does_not_undo_the_end(config, store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The latest change of a row counts, whatever the wall clock does in between."""
+    run = tachograph.start_run(config=config)
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
+    run._recorder.journal.check_clock()
+    run.log_params({"lr": 1})
+    run.log_params({"lr": 2})
+    run.finish()
+    found = store().run(run.run_id)
+    assert found.status == "finished"
+    assert found.params == {"lr": 2}
+
+
+def test_a_status_that_is_none_still_ends_the_run(config, store) -> None:  # type: ignore[no-untyped-def]
+    """A slip of the pen must not leave a run that seems to go on for ever."""
+    run = tachograph.start_run(config=config)
+    with pytest.warns(TachographWarning, match="not 'done'"):
+        run.finish("done")
+    assert store().run(run.run_id).status == "finished"

@@ -333,3 +333,14 @@ def test_flatten_has_an_end() -> None:
     flat = flatten(endless)
     assert flat["x"] == 1
     assert len(flat) < 100
+
+
+def test_what_holds_itself_is_not_followed() -> None:
+    """A tree whose nodes know their parent has finitely many values."""
+    tree: dict[str, Any] = {"nodes": {}}
+    for number in range(8):
+        tree["nodes"][str(number)] = {"parent": tree, "list": [tree]}
+    assert flatten(tree)["nodes.0.parent"] == "<circular>"
+    assert plain(tree)["nodes"]["0"] == {"parent": "<circular>", "list": ["<circular>"]}
+    shared = [1]
+    assert plain([shared, shared]) == [[1], [1]]

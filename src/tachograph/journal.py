@@ -65,6 +65,13 @@ DerivedRow = tuple[int, int, int | None, float | None, Sequence[float]]
 _LONE_SURROGATE = re.compile(rb"(\\\\|\\ud[89ab]..\\ud[c-f]..)|\\ud[89a-f]..", re.IGNORECASE)
 
 
+def _json(value: Any) -> bytes:
+    body = json.dumps(value, separators=(",", ":")).encode()
+    if b"\\ud" in body:  # half of a character, which no store takes, may be among them
+        body = _LONE_SURROGATE.sub(_replacement, body)
+    return body
+
+
 def _replacement(match: re.Match[bytes]) -> bytes:
     whole: bytes | None = match[1]  # a backslash, or both halves
     return b"\\ufffd" if whole is None else whole
@@ -203,9 +210,7 @@ class JournalWriter:
 
     def append_rows(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows of a table other than metrics. Writer and seq are added when read."""
-        body = json.dumps({"table": table, "rows": rows}, separators=(",", ":")).encode()
-        if b"\\ud" in body:  # half of a character, which no store takes, may be among them
-            body = _LONE_SURROGATE.sub(_replacement, body)
+        body = _json({"table": table, "rows": rows})
         if len(body) > MAX_FRAME // 2:
             raise RecordError(f"{len(body)} bytes for table {table!r} are too many for a record")
         self._append_body(ROWS, body)
@@ -224,8 +229,7 @@ class JournalWriter:
         """
         for start in range(0, len(rows), _DERIVED_ROWS):
             record = _series_facts(series) | {"rows": rows[start : start + _DERIVED_ROWS]}
-            body = json.dumps({"writer": writer} | record, separators=(",", ":"))
-            self._append_body(DERIVED, body.encode())
+            self._append_body(DERIVED, _json({"writer": writer} | record))
 
     def now_us(self) -> int:
         """The journal's clock: wall time taken once, advanced by the monotonic clock."""
@@ -334,7 +338,7 @@ class JournalWriter:
                 self._after_write()
 
     def _announce(self, handle: SeriesHandle) -> bool:
-        body = json.dumps(_series_facts(handle.series), separators=(",", ":")).encode()
+        body = _json(_series_facts(handle.series))
         part, seq = self.part, self._take_seq()
         for _ in range(2):
             if not self._append(SERIES, handle.id, seq, body):

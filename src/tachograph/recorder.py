@@ -47,6 +47,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._journal: JournalWriter | None = None
         self._drain: _Drain | None = None
+        self._last_change = 0
         self._background: list[Callable[[], None]] = []
         self.each_tick: list[Callable[[], None]] = []
         self.dependents: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -76,10 +77,17 @@ class Recorder:
         """The clock of the record, µs since 1970."""
         return self.journal.now_us()
 
+    def change_us(self) -> int:
+        """The time of a change: later than any before, also where the clock was set back."""
+        self._last_change = max(self.now_us(), self._last_change + 1)
+        return self._last_change
+
     def in_background(self, task: Callable[[], None]) -> None:
-        """Run `task` on the drain thread, soon, and before this process ends."""
+        """Run `task` on the drain thread, within a second, and before this process ends.
+
+        It is not woken for that: it would take turns with whoever is starting a run.
+        """
         self._background.append(task)
-        self._wake()
 
     def set_rank(self, rank: int, local_rank: int, world_size: int) -> None:
         """Say which rank this process is, where a framework and not a launcher knows it."""
@@ -194,13 +202,9 @@ class Recorder:
             "attempt": identity.restarts + 1,
             "started_at": now,
             "heartbeat_at": now,
-            "changed_at": now,
+            "changed_at": max(now, self._last_change),
         }
         journal.append_rows("writers", [row])
-
-    def _wake(self) -> None:
-        if self._drain is not None:
-            self._drain.wake.set()
 
     def work_off_background(self) -> None:
         """Run the tasks that wait; for the drain thread."""

@@ -114,10 +114,10 @@ class Run(Facts):
         try:
             if step is None:
                 step = self._last_step + 1
-            self._last_step = step
             key = (*metrics,) if context is None else (*context.items(), None, *metrics)
             handle = self._handles.get(key) or self._new_handle(key, metrics, context, step)
             self._append(handle, step, epoch, metrics.values())
+            self._last_step = step
         except Exception:
             self._log(metrics, step, epoch, context)
 
@@ -137,13 +137,15 @@ class Run(Facts):
         bad = []
         for name, value in _join_names(metrics).items():
             try:
-                values[name] = float(value.detach() if hasattr(value, "detach") else value)
-            except (TypeError, ValueError, OverflowError, RuntimeError):
+                values[name] = _as_float(value)
+            except Exception:  # of whatever the value is
                 bad.append(f"{name}={value!r:.80}")
         if values:
             key = (canonical_json(context or {}), True, *values)  # apart from those of `log`
             handle = self._handles.get(key) or self._new_handle(key, values, context, step)
             self._append(handle, step, None if epoch is None else float(epoch), values.values())
+            if step is not None:
+                self._last_step = step
         if bad:
             raise RecordError(f"not a number, so not recorded as a metric: {', '.join(bad)}")
 
@@ -257,12 +259,16 @@ class Run(Facts):
             self._event("error", message or "", "error", error_data(error))
         if self._owner != os.getpid():
             return
-        if status not in _END_STATUSES:
-            raise RecordError(f"a run ends as {', '.join(_END_STATUSES)}, not {status!r}")
-        now = self._recorder.now_us()
-        ended = {"status": status, "ended_at": now, "error": message}
+        known = status in _END_STATUSES
+        ended: Row = {
+            "status": status if known else "failed" if error else "finished",
+            "ended_at": self._recorder.now_us(),
+            "error": message,
+        }
         self._rows("attempts", self._tried | ended)
         self._rows("runs", ended)
+        if not known:
+            raise RecordError(f"a run ends as {', '.join(_END_STATUSES)}, not {status!r}")
 
     @guarded
     def begin(self, row: Row, *, resumed: bool) -> None:
@@ -301,12 +307,14 @@ class Run(Facts):
         """Say that another process started it."""
         self._process = None
 
+    @guarded
     def set_first_step(self, step: int) -> None:
         """Say at which step this attempt goes on; without it the first logged step counts."""
         self._first_step_known = True
         self._tried["first_step"] = int(step)
         self._rows("attempts", self._tried)
 
+    @guarded
     def set_rank(self, rank: int, local_rank: int, world_size: int) -> None:
         """Say which rank of the training this process is; rank 0 owns the run's row."""
         self._recorder.set_rank(rank, local_rank, world_size)
@@ -347,6 +355,13 @@ class Run(Facts):
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} {self.kind} {'open' if self.is_open else 'ended'}>"
+
+
+def _as_float(value: Any) -> float:
+    for method in ("detach", "item"):  # off a gradient; out of an array of one
+        if hasattr(value, method):
+            value = getattr(value, method)()
+    return float(value)
 
 
 def _join_names(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

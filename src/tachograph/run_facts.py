@@ -234,7 +234,7 @@ class Facts:
             rows = tuple(
                 {key: _free_text(key, value) for key, value in row.items()} for row in rows
             )
-        common = {"run_id": self.run_id, "changed_at": self._recorder.now_us()}
+        common = {"run_id": self.run_id, "changed_at": self._recorder.change_us()}
         self._recorder.rows(table, [common | row for row in rows])
 
     def _event(

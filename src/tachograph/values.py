@@ -19,6 +19,7 @@ from typing import Any
 MAX_TEXT = 20_000
 MAX_ITEMS = 1_000
 MAX_DEPTH = 12
+_CIRCULAR = "<circular>"
 _INTEGER_BITS = 2000  # Python refuses to print integers of many thousand digits
 
 
@@ -37,12 +38,13 @@ def json_text(value: Any) -> str:
     )
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, around: tuple[int, ...] = ()) -> Any:
     """Reduce any value to what JSON holds, without keeping a reference to it; never raises.
 
     Mappings, sequences, sets, dataclasses, enums, paths, dates, numpy and 0-d tensor scalars
     keep their meaning. Larger arrays and data frames become their type, shape and dtype;
-    anything else its qualified name or a shortened `repr`.
+    anything else its qualified name or a shortened `repr`. `around` are the ids of the containers
+    that it lies in: one that holds itself is not followed.
     """
     try:
         if value is None or isinstance(value, bool):
@@ -53,43 +55,45 @@ def plain(value: Any, depth: int = 0) -> Any:
             return int(value) if value.bit_length() <= _INTEGER_BITS else _text(hex(value))
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else str(float(value))
-        if depth <= MAX_DEPTH:
-            return _plain_container(value, depth)
+        if id(value) in around:
+            return _CIRCULAR
+        if len(around) <= MAX_DEPTH:
+            return _plain_container(value, (*around, id(value)))
     except Exception:  # an object that fails when it is looked at is still a value
         pass
     return _text(_safe_repr(value))
 
 
-def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+def _plain_mapping(value: Mapping[Any, Any], around: tuple[int, ...]) -> dict[str, Any]:
     items = list(value.items())
-    result = {_key(key): plain(item, depth + 1) for key, item in items[:MAX_ITEMS]}
+    result = {_key(key): plain(item, around) for key, item in items[:MAX_ITEMS]}
     if len(items) > MAX_ITEMS:
         result["…"] = f"{len(items) - MAX_ITEMS} more"
     return result
 
 
-def _plain_sequence(value: Any, depth: int) -> list[Any]:
+def _plain_sequence(value: Any, around: tuple[int, ...]) -> list[Any]:
     items = sorted(value, key=_safe_repr) if isinstance(value, set | frozenset) else list(value)
-    result = [plain(item, depth + 1) for item in items[:MAX_ITEMS]]
+    result = [plain(item, around) for item in items[:MAX_ITEMS]]
     if len(items) > MAX_ITEMS:
         result.append(f"… {len(items) - MAX_ITEMS} more")
     return result
 
 
-def _plain_container(value: Any, depth: int) -> Any:
+def _plain_container(value: Any, around: tuple[int, ...]) -> Any:
     if isinstance(value, Mapping):
-        return _plain_mapping(value, depth)
+        return _plain_mapping(value, around)
     if isinstance(value, list | tuple | set | frozenset):
-        return _plain_sequence(value, depth)
+        return _plain_sequence(value, around)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-        return _plain_mapping(fields, depth)
-    return _plain_object(value, depth)
+        return _plain_mapping(fields, around)
+    return _plain_object(value, around)
 
 
-def _plain_object(value: Any, depth: int) -> Any:
+def _plain_object(value: Any, around: tuple[int, ...]) -> Any:
     if isinstance(value, enum.Enum):
-        return plain(value.value, depth + 1)
+        return plain(value.value, around)
     if isinstance(value, os.PathLike):
         return _text(str(value))
     if isinstance(value, bytes | bytearray):
@@ -101,16 +105,16 @@ def _plain_object(value: Any, depth: int) -> Any:
     if isinstance(value, functools.partial):
         return _text(f"partial({qualified_name(value.func)})")
     if hasattr(value, "shape") and (hasattr(value, "dtype") or hasattr(value, "dtypes")):
-        return _plain_array(value, depth)
+        return _plain_array(value, around)
     return _text(_safe_repr(value))
 
 
-def _plain_array(value: Any, depth: int) -> Any:
+def _plain_array(value: Any, around: tuple[int, ...]) -> Any:
     try:
         shape = [int(size) for size in value.shape]
         if math.prod(shape) <= 16 and hasattr(value, "dtype"):
             array = value if hasattr(value, "tolist") else value.numpy()
-            return plain(array.tolist(), depth + 1)
+            return plain(array.tolist(), around)
     except Exception:
         return qualified_name(type(value))
     dtype = str(getattr(value, "dtype", "mixed"))
@@ -128,14 +132,19 @@ def qualified_name(value: Any) -> str:
 
 def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted paths; an empty or very deep one stays as a value."""
-    return dict(_paths(values, prefix, 0))
+    return dict(_paths(values, prefix, ()))
 
 
-def _paths(values: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+def _paths(
+    values: Mapping[Any, Any], prefix: str, around: tuple[int, ...]
+) -> Iterator[tuple[str, Any]]:
+    around = (*around, id(values))
     for key, value in values.items():
         path = f"{prefix}.{_key(key)}" if prefix else _key(key)
-        if isinstance(value, Mapping) and value and depth < MAX_DEPTH:
-            yield from _paths(value, path, depth + 1)
+        if isinstance(value, Mapping) and value and id(value) in around:
+            yield path, _CIRCULAR
+        elif isinstance(value, Mapping) and value and len(around) <= MAX_DEPTH:
+            yield from _paths(value, path, around)
         else:
             yield path, value
 
