@@ -75,6 +75,7 @@ class StudyRecord:
         self._best: tuple[float | None, int] = (None, -1)
         self._bar: weakref.ref[Any] | None = None
         self._asserted = time.monotonic()
+        self._names: set[str] = set()  # of all parameters that trials had
         self.study_id = ""
         self.run = self._open(study)
         self.points = Points(self.run, self.names, self.shared)
@@ -220,14 +221,21 @@ class StudyRecord:
         self.points.log_trial(run, trial, opened.steps if opened else (), is_best=best)
         if opened is not None:
             self.points.log_late(run, opened.late)
+        self._names.update(trial.params)
         if best:
-            found = {"trial": trial.number, "value": trial.value, "params": trial.params}
-            self.run.log_params({"best": found}, source="framework")
+            self._log_best(trial)
         log_facts(run, trial)
         self._log_space(run, trial.distributions)
         self._end(run, trial, opened, reason)
         self._stay_running()
         return True
+
+    def _log_best(self, trial: FrozenTrial) -> None:
+        found = {"trial": trial.number, "value": trial.value, "params": trial.params}
+        self.run.log_params({"best": found}, source="framework")
+        gone = self._names.difference(trial.params)  # of a former best trial, perhaps
+        rows = ({"path": f"best.params.{name}", "deleted": 1} for name in sorted(gone))
+        self.run.record_rows("params", *rows)
 
     def sync(self, study: Study) -> int:
         """Record what hooks did not see; return how many trials that were."""

@@ -128,8 +128,11 @@ def _log_from_elsewhere(run: tachograph.Run, number: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_record_into_the_run_they_are_given(method: str, tmp_path: Path) -> None:
+def test_workers_record_into_the_run_they_are_given(  # type: ignore[no-untyped-def]
+    method: str, tmp_path: Path, monkeypatch
+) -> None:
     """Workers of a pool get the run pickled; every point of all arrives once."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))  # spawned ones import this file
     url = store_url("sqlite", tmp_path)
     run = tachograph.start_run(config={"backend": url})
     context = multiprocessing.get_context(method)

@@ -408,3 +408,22 @@ def test_pickles_as_its_keywords(callback: OptunaCallback, config: dict[str, Any
     del study
     recorder.close_all()
     gc.collect()
+
+
+def test_the_best_parameters_are_those_of_one_trial(tmp_path: Path) -> None:
+    """A parameter that only a former best trial had is gone."""
+    import tachograph
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 0:
+            return trial.suggest_float("first", 0.0, 1.0) + 5
+        return trial.suggest_float("second", 0.0, 1.0)
+
+    url = f"sqlite:///{tmp_path}/runs.sqlite"
+    callback = OptunaCallback(config={"backend": url})
+    study = optuna.create_study()
+    study.optimize(objective, n_trials=2, callbacks=[callback])
+    recorder.close_all()
+    with tachograph.open(url) as store:
+        params = store.run("latest").params
+    assert {name for name in params if name.startswith("best.params")} == {"best.params.second"}
