@@ -336,3 +336,19 @@ def test_a_dead_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None
     ]
     for drainer in drainers:
         assert drainer.communicate(timeout=60) == ("30000\n", "")
+
+
+def test_a_store_that_is_down_holds_up_the_first_run_only(tmp_path: Path) -> None:
+    """Folds and trials by the hundred must not each wait for a store that does not answer."""
+    (tmp_path / "file").write_text("in the way")
+    stores = [store_url("sqlite", tmp_path), f"sqlite:///{tmp_path}/file/runs.sqlite"]
+    config = {"backend": stores, "record": {"exit_deadline": 5.0, "system": False}}
+    with pytest.warns(TachographWarning, match="cannot be written"):
+        run = tachograph.start_run(config=config)
+        started = time.monotonic()
+        for _ in range(4):
+            run.child("fold").finish()
+        run.finish()
+        assert time.monotonic() - started < 5.0
+    assert tachograph.open(stores[0]).run(run.run_id).status == "finished"
+    recorder.get_recorder(run.config).close(0.5)

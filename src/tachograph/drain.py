@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 10.0
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
+_PATIENCE = 3  # failures in a row, after which nobody waits for a store
 
 
 class Sink:
@@ -63,6 +64,7 @@ class Sink:
         self._next_write = 0.0
         self._next_retry = 0.0
         self._retry_seconds = _FIRST_RETRY
+        self._failures = 0
         self._interval = 0.0
         self._heartbeat_due = 0.0
 
@@ -80,7 +82,12 @@ class Sink:
             self._fail(error, clock)
         else:
             if self.problem is not None:
-                self.problem, self._retry_seconds = None, _FIRST_RETRY
+                self.problem, self._retry_seconds, self._failures = None, _FIRST_RETRY, 0
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it has failed so often that waiting for it would only hold up the training."""
+        return self._failures >= _PATIENCE
 
     def close(self) -> None:
         """Let go of the store."""
@@ -125,6 +132,7 @@ class Sink:
         self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
 
     def _fail(self, error: Exception, clock: float) -> None:
+        self._failures += 1
         self._next_retry = clock + self._retry_seconds
         self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY)
         self.problem = f"{type(error).__name__}: {error}"

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import getpass
 import hashlib
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,6 @@ _AT_ONCE = ("seeds", "argv")
 _LATER = ("git", "packages", "python", "hardware", "environment")
 _SAME_FOR_PROCESS = frozenset({"packages", "python", "hardware"})
 _known: dict[str, Row] = {}
-_known_lock = threading.Lock()
 
 
 class Beside:
@@ -91,14 +89,12 @@ def _collect_later(run: Run) -> None:
     from tachograph import provenance
 
     for section in _LATER:
-        with _known_lock:
-            row = _known.get(section)
+        row = _known.get(section)
         if row is None:
             document = provenance.collect([section])[section]
             row = _row(section, json_text(document))  # plain and redacted; a diff may be long
             if section in _SAME_FOR_PROCESS:
-                with _known_lock:
-                    _known[section] = row
+                _known[section] = row
         run.record_rows("provenance", row)
 
 

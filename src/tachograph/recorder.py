@@ -244,11 +244,11 @@ class _Drain:
         return self._thread.is_alive()
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until every store has all that was recorded and gathered so far."""
+        """Wait until every store that is up has all that was recorded and gathered so far."""
         deadline = None if timeout is None else time.monotonic() + timeout
         target = self._journal.next_seq
         with self._progress:
-            while self.alive and (self._recorder.has_background or self._confirmed() < target):
+            while self.alive and (self._recorder.has_background or self._lags(target)):
                 if not self._recorder.has_background:
                     target = max(target, self._journal.next_seq)
                 self.seal_wanted = True
@@ -257,7 +257,7 @@ class _Drain:
                 if left is not None and left <= 0:
                     return False
                 self._progress.wait(0.1 if left is None else min(left, 0.1))
-        return True
+        return all(sink.confirmed >= target for sink in self._sinks)
 
     def gather(self, timeout: float) -> None:
         """Wait until nothing waits in the background, at most `timeout` seconds."""
@@ -270,8 +270,8 @@ class _Drain:
                 self.wake.set()
                 self._progress.wait(min(left, 0.05))
 
-    def _confirmed(self) -> int:
-        return min((sink.confirmed for sink in self._sinks), default=self._journal.next_seq)
+    def _lags(self, target: int) -> bool:
+        return any(sink.confirmed < target and not sink.is_down for sink in self._sinks)
 
     def finish(self, deadline: float) -> bool:
         """Drain everything, stop the thread; False where a store did not take all in time."""
@@ -359,7 +359,7 @@ def _run_task(task: Callable[[], None]) -> None:
 
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 _by_destination: dict[tuple[Any, ...], Recorder] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may start a run in the middle of a start
 
 
 def get_recorder(config: Config) -> Recorder:
@@ -380,7 +380,7 @@ def close_all() -> None:
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     forget_warnings()
     for recorder in list(_recorders):
         recorder.forget()

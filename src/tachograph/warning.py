@@ -10,7 +10,7 @@ import warnings
 from tachograph.errors import TachographWarning
 
 _PACKAGE = __name__.partition(".")[0]
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may warn in the middle of a warning
 _said: set[str] = set()
 
 
@@ -48,5 +48,5 @@ def say(message: str) -> None:
 def forget_warnings() -> None:
     """Let everything be said again; for tests and forked children."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _said.clear()
