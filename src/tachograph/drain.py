@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tachograph import host, registry
-from tachograph.backends.base import Condition, Query
 from tachograph.errors import Gap, StoreError, TachographError
 from tachograph.journal import part_path
 from tachograph.journal_reader import (
@@ -266,6 +265,8 @@ def _drain_whole(folder: Path, writer: str, url: str) -> bool:
 
 def mark_lost(backend: Backend, writer: str) -> list[str]:
     """Mark the runs that a dead writer left as running; return their ids."""
+    from tachograph.backends.base import Condition, Query  # start_run does without
+
     owned = [
         row
         for row in backend.read(Query("attempts", [Condition("status", "=", "running")]))

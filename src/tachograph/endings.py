@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from tachograph import redaction
@@ -27,5 +26,7 @@ def error_line(error: BaseException | str | None) -> str | None:
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
+    import traceback
+
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     return {"type": type(error).__qualname__, "traceback": "".join(lines)[-20_000:]}

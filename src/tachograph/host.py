@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
-import subprocess
 import sys
 
 try:
@@ -62,7 +60,11 @@ def sync_folder(path: str) -> None:
 @functools.cache
 def host_name() -> str:
     """The name of this machine."""
-    return socket.gethostname()
+    if hasattr(os, "uname"):  # the module socket costs milliseconds at the start of a run
+        return os.uname().nodename
+    import platform
+
+    return platform.node()
 
 
 @functools.cache
@@ -99,6 +101,8 @@ def is_alive(host: str, boot: str, pid: int, started: str | None) -> bool | None
 
 
 def _run(*command: str) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):

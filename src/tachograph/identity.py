@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ LAUNCH_VARIABLE = "TACHOGRAPH_LAUNCH_ID"
 RUN_VARIABLE = "TACHOGRAPH_RUN_ID"
 PARENT_VARIABLE = "TACHOGRAPH_PARENT_RUN_ID"
 
-_NAMESPACE = uuid.UUID("7ac40c1e-4a9e-5b1c-9f3e-0d5a3a1b2c4d")
+_NAMESPACE = "7ac40c1e-4a9e-5b1c-9f3e-0d5a3a1b2c4d"
 _RANKS = (  # rank, local rank, world size
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -98,12 +97,18 @@ def new_run_id(identity: Identity, ordinal: int) -> str:
     arguments = "\0".join([os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     script = hashlib.sha256(arguments.encode(errors="surrogateescape")).hexdigest()
     launch = f"{_launch_id()}/{script}/{_spawned_as(identity)}"
-    return str(uuid.uuid5(_NAMESPACE, f"{launch}/{ordinal}"))
+    return _uuid5(f"{launch}/{ordinal}")
 
 
 def derived_id(parent: str, name: str) -> str:
     """A run id that follows from another id and a name, the same in every process."""
-    return str(uuid.uuid5(_NAMESPACE, f"{parent}/{name}"))
+    return _uuid5(f"{parent}/{name}")
+
+
+def _uuid5(name: str) -> str:
+    import uuid
+
+    return str(uuid.uuid5(uuid.UUID(_NAMESPACE), name))
 
 
 def _spawned_as(identity: Identity) -> int | None:

@@ -5,7 +5,6 @@ The same with or without pyarrow, pandas and Polars; each is imported only when 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -110,15 +109,16 @@ class Table:
         return f"Table({len(self)} rows: {', '.join(self.columns)})"
 
     def _repr_html_(self) -> str:
+        import html
+
+        def cell(value: Any) -> str:
+            return "" if value is None else html.escape(str(value))
+
         shown = [row for _, row in zip(range(50), self, strict=False)]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row.values()) + "</tr>"
+            "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row.values()) + "</tr>"
             for row in shown
         )
         more = f"<p>{len(self) - len(shown)} more rows</p>" if len(self) > len(shown) else ""
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else html.escape(str(value))
