@@ -425,3 +425,46 @@ def test_a_status_that_is_none_still_ends_the_run(config, store) -> None:  # typ
     with pytest.warns(TachographWarning, match="not 'done'"):
         run.finish("done")
     assert store().run(run.run_id).status == "finished"
+
+
+def test_a_child_that_nobody_holds_ends_with_its_process(config, store) -> None:  # type: ignore[no-untyped-def]
+    """Whatever was started is ended, also where the program forgot it."""
+    code = (
+        f"import tachograph\nrun = tachograph.start_run(run_id='it', config={config!r})\n"
+        "run.child('fold', run_id='forgotten').log({'loss': 1.0}, step=0)\nrun.finish()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert store().run("forgotten").status == "finished"
+
+
+def test_without_a_thread_the_record_waits_in_one_journal(config, store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """A process that may start no thread still records, and the next one sends it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.warns(TachographWarning, match="waits"):
+            run = tachograph.start_run(config=config)
+        for step in range(20):
+            run.log({"loss": 1.0}, step=step)
+        run.finish()
+        assert len(list(run._recorder.folder.glob("*.journal"))) == 1
+        run._recorder.close(0.1)
+    assert len(store().series(run.run_id, "loss")) == 20
+
+
+def test_a_fork_prints_without_recording(config, store, capfd) -> None:  # type: ignore[no-untyped-def]
+    """The console of a forked worker is its own: it doubles no line and takes no lock."""
+    with tachograph.start_run(config=config | {"record": {"console": True}}) as run:
+        sys.stdout.write("parent\n")
+        child = os.fork()
+        if child == 0:
+            for _ in range(300):
+                print("child")
+            recorder.close_all()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    events = [e["message"] for e in store().events(run.run_id) if e["kind"] == "console"]
+    assert events == ["parent"]

@@ -1,13 +1,15 @@
 """What a run prints, kept as events while it still reaches the terminal.
 
 Only what goes through ``sys.stdout`` and ``sys.stderr`` is seen; programs started from the run
-write past it.
+write past it, and so do processes that are forked from it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -25,9 +27,12 @@ class _Tee:
         self._name = name
         self._console = console
         self._line = ""
+        self._process = os.getpid()
 
     def write(self, text: str) -> int:
         written = self.stream.write(text)
+        if os.getpid() != self._process:  # a fork prints for itself
+            return written
         try:
             *lines, self._line = (self._line + text).split("\n")
             self._line = self._line.rpartition("\r")[2][:_MAX_LINE]  # progress bars redraw
@@ -46,8 +51,8 @@ class Console:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._lines: list[tuple[str, str]] = []
-        self._lock = threading.Lock()
+        self._closed = False
+        self._lines: deque[tuple[str, str]] = deque()  # no lock: a fork could find it taken
         self._tees = [
             _Tee(sys.stdout, "stdout", self),
             _Tee(sys.stderr, "stderr", self),
@@ -56,18 +61,18 @@ class Console:
 
     def add(self, stream: str, line: str) -> None:
         """Take a line; it is recorded with the next flush."""
-        if not line.strip():
+        if self._closed or not line.strip():
             return
-        with self._lock:
-            self._lines.append((stream, line[:_MAX_LINE]))
-            full = len(self._lines) >= _BATCH
-        if full:
+        self._lines.append((stream, line[:_MAX_LINE]))
+        if len(self._lines) >= _BATCH:
             self.flush()
 
     def flush(self) -> None:
         """Record the lines so far, those of one stream in a row as one event."""
-        with self._lock:
-            lines, self._lines = self._lines, []
+        lines: list[tuple[str, str]] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                lines.append(self._lines.popleft())
         while lines:
             stream = lines[0][0]
             count = next((i for i, (name, _) in enumerate(lines) if name != stream), len(lines))
@@ -82,3 +87,4 @@ class Console:
         if sys.stderr is self._tees[1]:
             sys.stderr = self._tees[1].stream
         self.flush()
+        self._closed = True

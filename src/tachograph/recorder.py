@@ -236,7 +236,10 @@ class _Drain:
         self._synced_seq = 0
         self._orphans_drained = False
         self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads, or the interpreter is about to end
+            warn_once(f"{error}; the record waits in {recorder.folder}", key="no thread")
 
     @property
     def alive(self) -> bool:
@@ -277,7 +280,8 @@ class _Drain:
         """Drain everything, stop the thread; False where a store did not take all in time."""
         self._stop = True
         self.wake.set()
-        self._thread.join(deadline)
+        if self.alive:
+            self._thread.join(deadline)
         done = all(sink.confirmed >= self._journal.next_seq for sink in self._sinks)
         if not done:
             waiting = [

@@ -7,7 +7,6 @@ No method raises into the training unless the configuration says ``on_error = "r
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +26,7 @@ from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}
 _END_STATUSES = ("finished", "failed", "interrupted", "pruned")
-open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+open_runs: set[Run] = set()  # not weak: a run that nobody holds still has to be ended
 
 
 class Run(Facts):

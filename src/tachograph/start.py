@@ -220,7 +220,7 @@ def attach_run(config: Config, facts: Mapping[str, Any]) -> Run:
     """A run that another process started, for recording into it from here; never ends it."""
     if is_disabled() or not host.can_record():
         return InertRun()
-    for run in open_runs:
+    for run in tuple(open_runs):  # threads start and end runs meanwhile
         if run.run_id == facts["run_id"]:
             return run
     run = Run(config, owned=False, **facts)
