@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -468,3 +470,33 @@ def test_a_fork_prints_without_recording(config, store, capfd) -> None:  # type:
         assert os.waitpid(child, 0)[1] == 0
     events = [e["message"] for e in store().events(run.run_id) if e["kind"] == "console"]
     assert events == ["parent"]
+
+
+def test_runs_beside_each_other_are_no_children_of_each_other(config, store) -> None:  # type: ignore[no-untyped-def]
+    """Threads of a pool and tasks of an event loop that each start a run start roots."""
+    together = threading.Barrier(3)
+
+    def in_thread(number: int) -> None:
+        with tachograph.start_run(run_id=f"thread{number}", config=config) as run:
+            together.wait(10)
+            assert tachograph.current_run() is run
+            together.wait(10)
+
+    async def in_task(number: int) -> None:
+        with tachograph.start_run(run_id=f"task{number}", config=config) as run:
+            await asyncio.sleep(0.01 * (3 - number))
+            assert tachograph.current_run() is run
+            with tachograph.start_run(run_id=f"child{number}"):
+                await asyncio.sleep(0.01)
+
+    async def all_tasks() -> None:
+        await asyncio.gather(*(in_task(number) for number in range(3)))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(in_thread, range(3)))
+    asyncio.run(all_tasks())
+    opened = store()
+    for number in range(3):
+        assert opened.run(f"thread{number}").row["parent_id"] is None
+        assert opened.run(f"task{number}").row["parent_id"] is None
+        assert opened.run(f"child{number}").row["parent_id"] == f"task{number}"

@@ -240,12 +240,12 @@ class Run(Facts):
             return
         self.is_open = False
         deactivate(self)
+        if self.parent_id is None and os.environ.get(PARENT_VARIABLE) == self.run_id:
+            os.environ.pop(PARENT_VARIABLE, None)
         open_runs.discard(self)
         if self._beside is not None:
             self._beside.close()
         self._end(status, error)
-        if self.parent_id is None and os.environ.get(PARENT_VARIABLE) == self.run_id:
-            del os.environ[PARENT_VARIABLE]
         if wait and self._owner == os.getpid():
             self._recorder.flush(self.config.record.exit_deadline)
         elif self.parent_id is None:

@@ -191,7 +191,8 @@ def _make_run(
     parent_id = parent if isinstance(parent, str) else None
     if outer is None and parent_id is None and not identity.launched:
         inherited = os.environ.get(PARENT_VARIABLE)
-        parent_id = inherited if inherited != run_id else None
+        own = {run_id, *(run.run_id for run in tuple(open_runs))}  # left there for processes
+        parent_id = inherited if inherited not in own else None
     if run_id is None:
         if outer is not None and identity.launched:
             run_id = derived_id(outer.run_id, f"child-{outer.next_child()}")
