@@ -58,3 +58,15 @@ def test_no_secret_is_in_any_byte(store: str, tmp_path: Path) -> None:
 
 
 TEXTS = ("runs", "params", "tags", "metrics", "events", "provenance", "attempts", "summaries")
+
+
+@pytest.mark.parametrize("fill", [1960, 1985, 19_940, 19_985])
+def test_a_secret_is_taken_out_before_a_text_is_cut(fill: int) -> None:
+    """Half a token at the edge of a long error would not be known for one."""
+    from tachograph.endings import error_data, error_line
+
+    token = "ghp_" + "Zk3" * 12
+    line = error_line(ValueError("x" * fill + f" {token}")) or ""
+    assert "Zk3Zk3" not in line
+    for size in range(fill, fill + 60, 10):
+        assert "Zk3Zk3" not in str(error_data(ValueError(f"{token} " + "x " * (size // 2))))

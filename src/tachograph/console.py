@@ -12,6 +12,8 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tachograph.redaction import redact_text
+
 if TYPE_CHECKING:
     from tachograph.run import Run
 
@@ -35,7 +37,7 @@ class _Tee:
             return written
         try:
             *lines, self._line = (self._line + text).split("\n")
-            self._line = self._line.rpartition("\r")[2][:_MAX_LINE]  # progress bars redraw
+            self._line = self._line.rpartition("\r")[2][: 2 * _MAX_LINE]  # progress bars redraw
             for line in lines:
                 self._console.add(self._name, line.rpartition("\r")[2])
         except Exception:  # printing must work whatever happens to the record
@@ -63,7 +65,9 @@ class Console:
         """Take a line; it is recorded with the next flush."""
         if self._closed or not line.strip():
             return
-        self._lines.append((stream, line[:_MAX_LINE]))
+        if len(line) > _MAX_LINE:  # half a secret would not be known for one
+            line = redact_text(line[: 2 * _MAX_LINE])[:_MAX_LINE]
+        self._lines.append((stream, line))
         if len(self._lines) >= _BATCH:
             self.flush()
 

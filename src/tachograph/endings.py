@@ -22,11 +22,13 @@ def error_line(error: BaseException | str | None) -> str | None:
     if error is None:
         return None
     line = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return redaction.redact_text(line[:2000])
+    # Redacted before it is cut: half a secret would not be known for one.
+    return redaction.redact_text(line[:20_000])[:2000]
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
     import traceback
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    return {"type": type(error).__qualname__, "traceback": "".join(lines)[-20_000:]}
+    text = redaction.redact_text("".join(lines)[-100_000:])[-20_000:]
+    return {"type": type(error).__qualname__, "traceback": text}
