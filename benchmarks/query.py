@@ -70,11 +70,15 @@ def results(options: Options) -> Iterator[Result]:
     """Both stores: the list, a filter with a metric and a parameter, a series."""
     part = 10 if options.quick else 1
     repeats = min(3, options.repeats)
-    for what, measure, limits, size in (
-        (f"{RUNS // part} runs", list_runs, LIST_MS, {"runs": RUNS // part}),
-        (f"series of {POINTS // part} points", read_series, SERIES_MS, {"points": POINTS // part}),
+    for what, measure, limits in (
+        (f"{RUNS // part} runs", partial(fresh, list_runs, runs=RUNS // part), LIST_MS),
+        (
+            f"series of {POINTS // part} points",
+            partial(fresh, read_series, points=POINTS // part),
+            SERIES_MS,
+        ),
     ):
-        found = in_turn({s: partial(fresh, measure, scheme=s, **size) for s in limits}, repeats)
+        found = in_turn({scheme: partial(measure, scheme=scheme) for scheme in limits}, repeats)
         for scheme, figures in found.items():
             note = f"CPU {figures['cpu']:.3g}, first {figures['first']:.3g}"
             yield at_most(f"{scheme}: {what}", figures["median"], limits[scheme], "ms", note)

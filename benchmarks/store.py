@@ -26,6 +26,8 @@ from common import (
 )
 from mix import NAMES, write_journal
 
+from tachograph.records import Batch
+
 FAST = {"sqlite": 0.5, "parquet": 3.0}  # millions of points a second
 _LIVE_CALLS = {"sqlite": 20, "parquet": 6000}  # of a second, of five minutes
 
@@ -51,7 +53,7 @@ def drain(scheme: str, calls: int, each: bool) -> Figures:
     with clean_folder("alone") as alone:
         backend = open_backend(_url(scheme, alone), create=True)
         size = backend.batch_bytes
-        batches = []
+        batches: list[Batch] = []
         read = _timed(lambda: batches.extend(iter(lambda: reader.read(size), None)))
         written = _timed(lambda: [backend.write(batch) for batch in batches])
         backend.close()

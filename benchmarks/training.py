@@ -56,6 +56,7 @@ def results(options: Options) -> Iterator[Result]:
 def measure(name: str, steps: int, pairs: int) -> Figures:
     """Fit in turn with and without; microseconds a step."""
     warnings.filterwarnings("ignore")
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # their waiting is CPU too
     fit = CASES[name].prepare(steps)
     found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for pair in range(pairs + 1):
@@ -68,8 +69,8 @@ def measure(name: str, steps: int, pairs: int) -> Figures:
     figures: Figures = {}
     for place, clock in enumerate(("wall", "cpu")):
         without = [taken[place] * 1e6 / steps for taken in found[False]]
-        recorded = [taken[place] * 1e6 / steps for taken in found[True]]
-        differences = [b - a for a, b in zip(without, recorded, strict=True)]
+        together = [taken[place] * 1e6 / steps for taken in found[True]]
+        differences = [b - a for a, b in zip(without, together, strict=True)]
         figures[f"{clock}_without"] = statistics.median(without)
         figures[f"{clock}_added"] = statistics.median(differences)
     return figures
