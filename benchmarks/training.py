@@ -164,8 +164,8 @@ def _xgboost(steps: int) -> Fit:
     from tachograph.callbacks import XGBoostCallback
 
     draw = numpy.random.default_rng(7)
-    features = draw.normal(size=(30_000, 20)).astype("float32")
-    target = features[:, 0] + features[:, 1] * features[:, 2] + draw.normal(size=30_000) > 0
+    features = draw.normal(size=(20_000, 20)).astype("float32")
+    target = features[:, 0] + features[:, 1] * features[:, 2] + draw.normal(size=20_000) > 0
     data = xgboost.DMatrix(features, target)
     parameters = {
         "objective": "binary:logistic",
@@ -227,7 +227,7 @@ def _sklearn(_: int, *, observed: bool) -> Fit:
 CASES = {
     "lightning": Case("Lightning", "step", 1000, _lightning),
     "keras": Case("Keras on torch", "step", 1000, _keras),
-    "xgboost": Case("XGBoost", "round", 300, _xgboost),
+    "xgboost": Case("XGBoost", "round", 1000, _xgboost),
     "optuna": Case("Optuna", "trial", 300, partial(_optuna, whole=False), 0, 500),
     "objective": Case(
         "Optuna with objective()", "trial", 300, partial(_optuna, whole=True), 0, 500
