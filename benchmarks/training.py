@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from common import Figures, Options, Result, at_most, fresh, scratch
@@ -76,7 +76,9 @@ def measure(name: str, steps: int, pairs: int) -> Figures:
     return figures
 
 
+@cache
 def _keywords() -> dict[str, Any]:
+    """One store for all fits, as a user has: it is made before the first that counts."""
     store = {"backend": f"sqlite:///{scratch()}/runs.sqlite"}
     return {"config": store, "weights": "off", "gradients": "off"}
 
