@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from tachograph import identity, recorder, warning
 from tachograph.run import open_runs
 
+# Journals of stores without a folder go here, not into the home of who runs the tests.
+_STATE = tempfile.TemporaryDirectory(prefix="tachograph-tests-", ignore_cleanup_errors=True)
+os.environ["XDG_STATE_HOME"] = _STATE.name
 _VARIABLES = (identity.LAUNCH_VARIABLE, identity.PARENT_VARIABLE, identity.RUN_VARIABLE)
 
 
