@@ -100,3 +100,21 @@ class ContentFolder:
         if not _DIGEST.fullmatch(sha256):
             raise StoreNotFound(f"{sha256!r} is not a SHA-256 digest in hexadecimal")
         return self.folder / sha256[:2] / sha256
+
+
+class KeepsContent:
+    """The artifacts of a store that keeps them in a content folder, its `_content`."""
+
+    _content: ContentFolder
+
+    def put_artifact(self, path: Path, sha256: str) -> str:
+        """Copy a file in, once per content, checked by its digest; return its URI."""
+        return self._content.put(path, sha256)
+
+    def open_artifact(self, sha256: str) -> BinaryIO:
+        """Open a kept file for reading; StoreNotFound where there is none."""
+        return self._content.open(sha256)
+
+    def list_artifacts(self) -> Iterator[tuple[str, int]]:
+        """Digest and bytes of every kept file."""
+        return self._content.list()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Garbage, Query
-from tachograph.backends.content import ContentFolder
+from tachograph.backends.content import ContentFolder, KeepsContent
 from tachograph.backends.parquet_files import Folder, store_errors
 from tachograph.backends.parquet_read import Reader
 from tachograph.backends.parquet_upkeep import Upkeep
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tachograph.backends.base import Backend
 
 
-class ParquetBackend:
+class ParquetBackend(KeepsContent):
     """A store in a folder: a folder per table, Parquet files that never change inside.
 
     Parameters
@@ -70,20 +70,6 @@ class ParquetBackend:
     def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
         """Run one SELECT over the tables through DuckDB; QueryError where it is not installed."""
         return run_sql(self.path, text, parameters)
-
-    # ------------------------------------------------------------------------ artifacts
-
-    def put_artifact(self, path: Path, sha256: str) -> str:
-        """Copy a file in, once per content, checked by its digest; return its URI."""
-        return self._content.put(path, sha256)
-
-    def open_artifact(self, sha256: str) -> BinaryIO:
-        """Open a kept file for reading; StoreNotFound where there is none."""
-        return self._content.open(sha256)
-
-    def list_artifacts(self) -> Iterator[tuple[str, int]]:
-        """Digest and bytes of every kept file."""
-        return self._content.list()
 
     # ------------------------------------------------------------------------ upkeep
 

@@ -8,10 +8,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Backend, Condition, Garbage, Query, table_columns
-from tachograph.backends.content import ContentFolder
+from tachograph.backends.content import ContentFolder, KeepsContent
 from tachograph.backends.sqlite_file import connect, identity, open_store
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
 from tachograph.backends.sqlite_write import BatchWriter
@@ -34,7 +34,7 @@ _READS = {
 }
 
 
-class SQLiteBackend:
+class SQLiteBackend(KeepsContent):
     """A store in one SQLite file; artifacts lie in a folder beside it.
 
     Parameters
@@ -145,20 +145,6 @@ class SQLiteBackend:
             denied = "not authorized" in str(error)
             hint = ": only a SELECT over the store's tables is" if denied else ""
             raise QueryError(f"{error}{hint}") from error
-
-    # ------------------------------------------------------------------------ artifacts
-
-    def put_artifact(self, path: Path, sha256: str) -> str:
-        """Copy a file in, once per content, checked by its digest; return its URI."""
-        return self._content.put(path, sha256)
-
-    def open_artifact(self, sha256: str) -> BinaryIO:
-        """Open a kept file for reading; StoreNotFound where there is none."""
-        return self._content.open(sha256)
-
-    def list_artifacts(self) -> Iterator[tuple[str, int]]:
-        """Digest and bytes of every kept file."""
-        return self._content.list()
 
     # ------------------------------------------------------------------------ garbage
 

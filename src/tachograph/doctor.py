@@ -64,12 +64,7 @@ def _journals(folder: Path, repair: bool) -> list[Finding]:
         findings.append(Finding("repaired", f"the journal of {writer} was sent to its stores"))
     for writer, parts in list_journals(folder).items():
         header = read_header(part_path(folder, writer, parts[-1]))
-        alive = host.is_alive(
-            header.get("host", ""),
-            header.get("boot_id", ""),
-            header.get("pid", 0),
-            header.get("pid_started"),
-        )
+        alive = host.is_alive(header)
         findings.append(_journal(folder, writer, alive))
     if not findings:
         findings.append(Finding("ok", f"no journals wait in {folder}"))
@@ -120,11 +115,7 @@ def _lost(backend: Backend, url: str, repair: bool) -> list[Finding]:
     gone = [
         row["writer"]
         for row in backend.read(Query("writers"))
-        if row["writer"] in owners
-        and host.is_alive(
-            row["host"] or "", row["boot_id"] or "", row["pid"] or 0, row["pid_started"]
-        )
-        is False
+        if row["writer"] in owners and host.is_alive(row) is False
     ]
     if not gone:
         return []

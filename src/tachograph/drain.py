@@ -206,15 +206,7 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
         locked = host.lock(descriptor)
         facts = _facts(folder, writer, parts)
         if not locked:  # a child of the dead process may have kept the lock
-            locked = (
-                host.is_alive(
-                    facts.get("host", ""),
-                    facts.get("boot_id", ""),
-                    facts.get("pid", 0),
-                    facts.get("pid_started"),
-                )
-                is False
-            )
+            locked = host.is_alive(facts) is False
         # A live writer that has gone on in another part meanwhile has let go of this one.
         yield facts if locked and list_parts(folder, writer)[-1:] == parts[-1:] else None
     finally:

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 try:
     import fcntl
@@ -90,13 +92,21 @@ def process_started(pid: int) -> str | None:
     return _run("ps", "-o", "lstart=", "-p", str(pid)) or None
 
 
-def is_alive(host: str, boot: str, pid: int, started: str | None) -> bool | None:
-    """Whether a process still runs; None where it is on another machine."""
-    if host != host_name():
+def is_alive(writer: Mapping[str, Any]) -> bool | None:
+    """Whether a process still runs; None where it is on another machine.
+
+    Parameters
+    ----------
+    writer : mapping
+        host, boot_id, pid and pid_started, as a journal's header and the table `writers` have
+        them.
+    """
+    if (writer.get("host") or "") != host_name():
         return None
+    boot = writer.get("boot_id")
     if boot and boot != boot_id():
         return False
-    now = process_started(pid)
+    now, started = process_started(writer.get("pid") or 0), writer.get("pid_started")
     return now is not None and (started is None or now == started)
 
 

@@ -74,9 +74,7 @@ def open_store(url: str | None = None, *, config: Any = None, create: bool = Fal
     return Store(
         backend,
         tails=functools.partial(drain.pending_batches, folder, backend.url),
-        is_alive=lambda row: host.is_alive(
-            row["host"] or "", row["boot_id"] or "", row["pid"] or 0, row["pid_started"]
-        ),
+        is_alive=host.is_alive,
     )
 
 
