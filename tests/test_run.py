@@ -500,3 +500,21 @@ def test_runs_beside_each_other_are_no_children_of_each_other(config, store) -> 
         assert opened.run(f"thread{number}").row["parent_id"] is None
         assert opened.run(f"task{number}").row["parent_id"] is None
         assert opened.run(f"child{number}").row["parent_id"] == f"task{number}"
+
+
+def test_a_finish_does_not_wait_for_what_others_go_on_logging(config) -> None:  # type: ignore[no-untyped-def]
+    """What was recorded when it is called is waited for, not what comes meanwhile."""
+    run = tachograph.start_run(config=config)
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.wait(0.0005):
+            run.log({"loss": 1.0})
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        assert recorder.get_recorder(run.config).flush(8)
+    finally:
+        stop.set()
+        thread.join()

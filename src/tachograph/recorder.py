@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
@@ -232,7 +233,6 @@ class _Drain:
         ]
         self._stop = False
         self._progress = threading.Condition()
-        self._sealed_seq = 0
         self._synced_seq = 0
         self._orphans_drained = False
         self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
@@ -248,18 +248,17 @@ class _Drain:
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until every store that is up has all that was recorded and gathered so far."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        target = self._journal.next_seq
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        self.gather(deadline - time.monotonic())
+        target = self._journal.next_seq  # what others go on recording is not waited for
         with self._progress:
-            while self.alive and (self._recorder.has_background or self._lags(target)):
-                if not self._recorder.has_background:
-                    target = max(target, self._journal.next_seq)
+            while self.alive and self._lags(target):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
                 self.seal_wanted = True
                 self.wake.set()
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                self._progress.wait(0.1 if left is None else min(left, 0.1))
+                self._progress.wait(min(left, 0.1))
         return all(sink.confirmed >= target for sink in self._sinks)
 
     def gather(self, timeout: float) -> None:
