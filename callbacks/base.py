@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, TypedDict, TypeVar
 
+from tachograph.callbacks.tensors_pace import Schedule
 from tachograph.config import is_disabled, load_config
 from tachograph.current import current_run
 from tachograph.identity import announce_launch
@@ -71,6 +73,8 @@ class Recording:
         The run of the present or last fit in this process.
     owned : bool
         Whether this callback started `run`, and so ends it.
+    hook_seconds : float
+        What the hooks of the present fit took of the training's time so far.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Recording:
         self.weights, self.gradients, self.every = weights, gradients, every
         self.run: Run | None = None
         self.owned = False
+        self.hook_seconds = 0.0
         self.around = None if is_disabled() else current_run()
         self._check()
         announce_launch()
@@ -237,6 +242,35 @@ class Recording:
         if self.notes:
             run.note(self.notes)
 
+    # ------------------------------------------------------------------ weights and gradients
+
+    def level(self, what: str) -> str:
+        """'off', 'stats' or 'full' for 'weights' or 'gradients' in the present fit."""
+        given = getattr(self, what)
+        if given is None and self.run is not None:
+            given = getattr(self.run.config.record, what)
+        return given or "off"
+
+    def schedule(self, estimate: float = 0.0) -> Schedule | None:
+        """When the present fit records tensors; None where it records none.
+
+        Parameters
+        ----------
+        estimate : float, default 0.0
+            Seconds that the first record of their moments will take about.
+        """
+        levels = {self.level("weights"), self.level("gradients")}
+        if not self.active or self.run is None or levels == {"off"}:
+            return None
+        settings = self.run.config.record
+        return Schedule(
+            every=settings.every if self.every is None else self.every,
+            histograms=settings.histograms,
+            snapshots=settings.snapshots if "full" in levels else "off",
+            budget=settings.budget,
+            estimate=estimate,
+        )
+
     # ------------------------------------------------------------------ problems and copies
 
     def problem(self, error: Exception, where: str) -> None:
@@ -248,7 +282,8 @@ class Recording:
 
     def __getstate__(self) -> dict[str, Any]:
         around = self.around if self.around is not None and self.around.is_open else None
-        return self.__dict__ | {"run": None, "owned": False, "data": None, "around": around}
+        anew = {"run": None, "owned": False, "data": None, "hook_seconds": 0.0}
+        return self.__dict__ | anew | {"around": around}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
         twin = Recording.__new__(Recording)
@@ -267,10 +302,13 @@ def hook(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = perf_counter()
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
             self._recording.problem(error, f"{type(self).__name__}.{method.__name__}")
             return None
+        finally:
+            self._recording.hook_seconds += perf_counter() - started
 
     return call  # type: ignore[return-value]

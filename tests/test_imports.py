@@ -38,9 +38,13 @@ TABLE = {
     "backends.base": GROUND,
     "backends.*": f"{GROUND} backends.base backends.{{family}}* backends.{{shared}}",
     "callbacks": "callbacks.*",
-    "callbacks.base": "run start current identity warning config errors values records",
+    "callbacks.base": (
+        "run start current identity warning config errors values records callbacks.tensors*"
+    ),
+    "callbacks.tensors*": "run histograms tensor_records callbacks.tensors*",
     "callbacks.*": (
-        "tachograph run start current warning identity errors values records"
+        "tachograph run start current warning identity errors values records histograms"
+        " tensor_records"
         " callbacks callbacks.base callbacks.{family}* callbacks.{shared}"
     ),
     "testing*": "* !callbacks* !backends.* backends.base !cli*",

@@ -29,6 +29,9 @@ kind    name    body
 7       DERIVED JSON: writer, run_id, names, context, rank, attempt, rows: points of a writer
                 whose id and numbers any process derives alike; a row is seq, time (µs), step,
                 epoch, values
+8       TENSOR_ JSON: run_id, rank, attempt and tensors of the series id; written twice
+        SERIES
+9       TENSORS statistics of these tensors at one step; `tensor_records.pack` says how
 ======  ======  ==============================================================================
 """
 
@@ -49,9 +52,10 @@ from zlib import crc32
 from tachograph import host
 from tachograph.errors import RecordError
 from tachograph.records import NO_STEP, Row, Series
+from tachograph.tensor_records import STATISTICS, Pairs, TensorSeries, pack
 
 MAGIC = b"TACHOJ01"
-HEADER, SERIES, POINTS, ROWS, CLOCK, END, DERIVED = range(1, 8)
+HEADER, SERIES, POINTS, ROWS, CLOCK, END, DERIVED, TENSOR_SERIES, TENSORS = range(1, 10)
 PART_BYTES = 64 << 20
 MAX_FRAME = 64 << 20
 PREFIX = struct.Struct("<IBIq")
@@ -94,6 +98,17 @@ class SeriesHandle:
         self.pack: Callable[..., bytes] = layout.pack
         self.length = layout.size - 4
         self.part = -1  # the part that has its SERIES record
+
+
+class TensorHandle:
+    """Tensors whose statistics can be appended."""
+
+    __slots__ = ("id", "part", "series")
+
+    def __init__(self, number: int, series: TensorSeries) -> None:
+        self.id = number
+        self.series = series
+        self.part = -1  # the part that has its TENSOR_SERIES record
 
 
 class JournalWriter:
@@ -159,6 +174,42 @@ class JournalWriter:
         with self.lock:
             self._series_count += 1
             return SeriesHandle(self._series_count, series)
+
+    def tensors(self, series: TensorSeries) -> TensorHandle:
+        """Announce tensors; their statistics are appended through the handle."""
+        with self.lock:
+            self._series_count += 1
+            return TensorHandle(self._series_count, series)
+
+    def append_tensors(
+        self,
+        handle: TensorHandle,
+        step: int | None,
+        epoch: float | None,
+        statistics: bytes,
+        histogram_pairs: Sequence[Pairs | None] | None = None,
+    ) -> None:
+        """Append the statistics of all tensors of the handle at one step.
+
+        Parameters
+        ----------
+        statistics : bytes
+            Per tensor one little-endian float64 for each of `tensor_records.STATISTICS`.
+        histogram_pairs : sequence, optional
+            Per tensor pairs of bin and count, or None.
+        """
+        wanted = 8 * len(STATISTICS) * len(handle.series.tensors)
+        if len(statistics) != wanted:
+            raise RecordError(f"{wanted} bytes of statistics are expected, not {len(statistics)}")
+        now = time.monotonic_ns() + self._offset_ns
+        body = pack(now, step, epoch, statistics, histogram_pairs)
+        if len(body) > MAX_FRAME // 2:
+            raise RecordError(f"{len(body)} bytes of statistics are too many for a record")
+        with self.lock:
+            if handle.part != self.part and not self._announce(handle):
+                self.dropped += 1
+                return
+            self._append_body(TENSORS, body, handle.id)
 
     def append_points(
         self,
@@ -228,7 +279,7 @@ class JournalWriter:
             store has of this writer up to a number, it takes no more.
         """
         for start in range(0, len(rows), _DERIVED_ROWS):
-            record = _series_facts(series) | {"rows": rows[start : start + _DERIVED_ROWS]}
+            record = series.facts() | {"rows": rows[start : start + _DERIVED_ROWS]}
             self._append_body(DERIVED, _json({"writer": writer} | record))
 
     def now_us(self) -> int:
@@ -325,10 +376,11 @@ class JournalWriter:
         self.next_seq = seq + 1
         return seq
 
-    def _append_body(self, kind: int, body: bytes) -> None:
+    def _append_body(self, kind: int, body: bytes, series: int = 0) -> None:
         with self.lock:
-            if not self._append(kind, 0, self._take_seq(), body):
-                if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
+            if not self._append(kind, series, self._take_seq(), body):
+                # Rows are few and dear: try again later. A series may have to be announced anew.
+                if not series and len(self._backlog) < _BACKLOG:
                     self._backlog.append((kind, body))
                     self._attention = True
                 else:
@@ -337,11 +389,13 @@ class JournalWriter:
             if self.size >= PART_BYTES or self._attention:
                 self._after_write()
 
-    def _announce(self, handle: SeriesHandle) -> bool:
-        body = _json(_series_facts(handle.series))
+    def _announce(self, handle: SeriesHandle | TensorHandle) -> bool:
+        of_points = isinstance(handle.series, Series)
+        kind = SERIES if of_points else TENSOR_SERIES
+        body = _json(handle.series.facts())
         part, seq = self.part, self._take_seq()
         for _ in range(2):
-            if not self._append(SERIES, handle.id, seq, body):
+            if not self._append(kind, handle.id, seq, body):
                 return False
         handle.part = part
         return True
@@ -448,13 +502,3 @@ _APPENDING = {JournalWriter.append_points.__code__, JournalWriter._append_body._
 def _frame(kind: int, series: int, seq: int, body: bytes) -> bytes:
     frame = PREFIX.pack(len(body) + 13, kind, series, seq) + body
     return frame + CRC.pack(crc32(frame))
-
-
-def _series_facts(series: Series) -> dict[str, Any]:
-    return {
-        "run_id": series.run_id,
-        "names": series.names,
-        "context": series.context,
-        "rank": series.rank,
-        "attempt": series.attempt,
-    }

@@ -27,10 +27,13 @@ from tachograph.journal import (
     PREFIX,
     ROWS,
     SERIES,
+    TENSOR_SERIES,
+    TENSORS,
     DerivedRow,
     part_path,
 )
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
+from tachograph.tensor_records import TensorSeries, unpack
 
 _PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -108,6 +111,16 @@ class _Derived:
         return Batch(writer, 0, self.next, tuple(blocks))
 
 
+class _Tensors:
+    """Tensors of one series, and what their rows have in common."""
+
+    __slots__ = ("known", "series")
+
+    def __init__(self, series: TensorSeries) -> None:
+        self.series = series
+        self.known = [key.as_row() for key in series.tensors]
+
+
 class JournalReader:
     """Reads one writer's journal from its first part on, batch by batch.
 
@@ -144,6 +157,7 @@ class JournalReader:
         self._part = -1
         self._offset = 0
         self._series: dict[int, Series] = {}
+        self._tensors: dict[int, _Tensors] = {}
         self._points: dict[bytes, _Points] = {}  # by what their frames of this part begin with
         self._batch: list[_Points] = []
         self._rows: dict[str, list[Row]] = {}
@@ -188,6 +202,7 @@ class JournalReader:
             return False
         self._part, self._offset = min(later), 0
         self._series.clear()
+        self._tensors.clear()
         self._points.clear()
         return True
 
@@ -295,7 +310,11 @@ class JournalReader:
 
     def _take_other(self, kind: int, number: int, seq: int, body: bytes) -> None:
         if kind == SERIES:  # needed also where its own seq was read before
-            self._series[number] = _series(json.loads(body))
+            self._series[number] = Series.from_facts(json.loads(body))
+        elif kind == TENSOR_SERIES:
+            self._tensors[number] = _Tensors(TensorSeries.from_facts(json.loads(body)))
+        elif kind == TENSORS:
+            self._take_tensors(number, seq, body)
         elif kind == HEADER:
             self.header = json.loads(body)
         elif kind == END:
@@ -307,8 +326,18 @@ class JournalReader:
         elif kind == DERIVED and seq >= self._start:
             record = json.loads(body)
             derived = self._derived.setdefault(record["writer"], _Derived())
-            derived.add(_series(record), record["rows"])
+            derived.add(Series.from_facts(record), record["rows"])
         self.next = max(self.next, seq + 1)
+
+    def _take_tensors(self, number: int, seq: int, body: bytes) -> None:
+        tensors = self._tensors.get(number)
+        if tensors is None:  # both copies of its record are damaged
+            self.damage.places += 1
+            self.damage.bytes += len(body)
+        elif seq >= self._start:
+            ends = {"writer": self.writer, "seq": seq}
+            found = unpack(tensors.series, tensors.known, body)
+            self._rows.setdefault("tensors", []).extend(row | ends for row in found)
 
     def _build(self, first: int) -> list[Batch]:
         blocks = []
@@ -321,12 +350,6 @@ class JournalReader:
         self._points.clear()
         self._batch, self._rows, self._derived = [], {}, {}
         return batches
-
-
-def _series(facts: dict[str, Any]) -> Series:
-    return Series(
-        facts["run_id"], tuple(facts["names"]), facts["context"], facts["rank"], facts["attempt"]
-    )
 
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:

@@ -277,6 +277,22 @@ class Series:
     rank: int = 0
     attempt: int = 1
 
+    def facts(self) -> dict[str, Any]:
+        """What JSON can say of it; `from_facts` undoes it."""
+        return {
+            "run_id": self.run_id,
+            "names": self.names,
+            "context": self.context,
+            "rank": self.rank,
+            "attempt": self.attempt,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Series:
+        """Undo `facts`."""
+        names = tuple(facts["names"])
+        return cls(facts["run_id"], names, facts["context"], facts["rank"], facts["attempt"])
+
 
 _HEAD = "qqqd"  # seq, time in ns since 1970, step, epoch; NaN is 'no epoch'
 

@@ -77,6 +77,7 @@ class Run(Facts):
         self._process: int | None = os.getpid()
         self._recorder: Recorder = get_recorder(config)
         self._handles: dict[tuple[Any, ...], SeriesHandle] = {}
+        self._tensor_handles = {}
         self._append: Callable[..., None] = self._append_first
         self._last_step = -1
         self._children = 0
@@ -203,7 +204,7 @@ class Run(Facts):
 
     def rebind(self) -> None:
         """Forget the journal that points went to: this process has another one now."""
-        self._handles = {}
+        self._handles, self._tensor_handles = {}, {}
         self._append = self._append_first
 
     # ------------------------------------------------------------------ life

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tachograph import origin, redaction
 from tachograph.errors import RecordError
 from tachograph.records import Row
+from tachograph.tensor_records import Pairs, TensorKey, TensorSeries
 from tachograph.values import canonical_json, flatten, json_text, plain
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.config import Config
+    from tachograph.journal import TensorHandle
     from tachograph.recorder import Recorder
 
 P = ParamSpec("P")
@@ -63,6 +65,7 @@ class Facts:
     config: Config
     _owner: int | None
     _recorder: Recorder
+    _tensor_handles: dict[tuple[TensorKey, ...], TensorHandle]
 
     @guarded
     def log_params(self, params: Mapping[str, Any], *, source: str = "user") -> None:
@@ -162,6 +165,40 @@ class Facts:
             "time": now,
         }
         self._recorder.rows("tensors", [{"context": "{}"} | dict(row) | common for row in rows])
+
+    @guarded
+    def log_statistics(
+        self,
+        tensors: tuple[TensorKey, ...],
+        statistics: bytes,
+        step: int,
+        *,
+        epoch: float | None = None,
+        histograms: Sequence[Pairs | None] | None = None,
+    ) -> None:
+        """Record statistics of the same tensors again and again, in a tenth of the time.
+
+        Parameters
+        ----------
+        tensors : tuple of TensorKey
+            What they are; give the same tuple at each step.
+        statistics : bytes
+            Per tensor one little-endian float64 for each of `tensor_records.STATISTICS`: mean,
+            std, min, max and l2 of the finite values (NaN where there are none), and the
+            numbers of zeros, NaN and infinities.
+        step : int
+        epoch : float, optional
+        histograms : sequence, optional
+            Per tensor pairs of bin and count (`tachograph.histograms`), or None.
+        """
+        recorder = self._recorder
+        handle = self._tensor_handles.get(tensors)
+        if handle is None:
+            series = TensorSeries(self.run_id, tensors, recorder.identity.rank, self.attempt)
+            if len(self._tensor_handles) > 1_000:  # tensors that never come back
+                self._tensor_handles.clear()
+            handle = self._tensor_handles[tensors] = recorder.journal.tensors(series)
+        recorder.journal.append_tensors(handle, int(step), epoch, statistics, histograms)
 
     # ------------------------------------------------------------------ artifacts
 

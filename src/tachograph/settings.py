@@ -97,8 +97,24 @@ def _interval(value: Any, folder: Path) -> str | int:
     return result
 
 
+def _interval_or_off(value: Any, folder: Path) -> str | int:
+    return "off" if value == "off" else _interval(value, folder)
+
+
+def _snapshots(value: Any, folder: Path) -> str | int | tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        return _interval(value, folder)
+    if not all(isinstance(step, int) and not isinstance(step, bool) for step in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _read_snapshots(text: str) -> str | int | list[int]:
+    return [int(step) for step in _read_list(text)] if "," in text else _read_interval(text)
+
+
 def _read_interval(text: str) -> str | int:
-    return text if text == "auto" else int(text)
+    return text if text in ("auto", "off") else int(text)
 
 
 def _read_pairs(text: str) -> dict[str, str]:
@@ -166,6 +182,8 @@ class RecordConfig:
     weights: str = "stats"
     gradients: str = "stats"
     every: str | int = "auto"
+    histograms: str | int = "auto"
+    snapshots: str | int | tuple[int, ...] = "auto"
     budget: float = 0.02
     durability: str = "1s"
     code: str = "snapshot"
@@ -253,6 +271,17 @@ SETTINGS: tuple[Setting, ...] = (
         "every",
         Kind("'auto' or a whole number above 0", _interval, _read_interval),
         "Steps between records of tensors; auto keeps to the budget.",
+    ),
+    _record(
+        "histograms",
+        Kind("'auto', 'off' or a whole number above 0", _interval_or_off, _read_interval),
+        "Steps between histograms of tensors; auto keeps to the budget.",
+    ),
+    _record(
+        "snapshots",
+        Kind("'auto', a whole number above 0, or a list of steps", _snapshots, _read_snapshots),
+        "Steps between snapshots, or the steps that have one, where weights or gradients are"
+        " 'full'. The end of a fit always has one.",
     ),
     _record(
         "budget",
