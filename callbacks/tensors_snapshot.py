@@ -1,0 +1,66 @@
+"""Snapshots: whole tensors of one step, kept as a safetensors file among a run's artifacts.
+
+The tensors are copied at once and written beside the training. Knows arrays of numpy and tensors
+of torch by what they can do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tachograph.run import Run
+
+_BYTES_PER_SECOND = 300e6
+"""How fast files are taken to be written and hashed, where only the copy can be measured."""
+
+
+def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
+    """Keep tensors as the artifact ``<kind>/<step>.safetensors`` of a run.
+
+    Parameters
+    ----------
+    run : Run
+    tensors : mapping of str to array
+        By name: numpy arrays, or tensors of torch. What numpy has no type for, such as
+        bfloat16, is kept as float32.
+    kind : str
+        'weights' or 'gradients'.
+    step : int
+
+    Returns
+    -------
+    float
+        Seconds that writing it will take about, beside the training.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        safetensors is not installed.
+    """
+    of_torch = any(hasattr(tensor, "detach") for tensor in tensors.values())
+    library = importlib.import_module("safetensors.torch" if of_torch else "safetensors.numpy")
+    copies = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() if of_torch else _array(tensor)
+        for name, tensor in tensors.items()
+    }
+
+    def write() -> None:
+        with tempfile.TemporaryDirectory(prefix="tachograph-") as folder:
+            file = Path(folder, f"{step}.safetensors")
+            library.save_file(copies, file, metadata={"run_id": run.run_id, "step": str(step)})
+            run.log_artifact(file, f"{kind}/{file.name}", kind="snapshot", step=step)
+
+    run.in_background(write)
+    return float(sum(copy.nbytes for copy in copies.values())) / _BYTES_PER_SECOND
+
+
+def _array(tensor: Any) -> Any:
+    """A copy that shares no memory, of a type that the file format has."""
+    import numpy
+
+    array = numpy.array(tensor, order="C")
+    return array if array.dtype.kind in "fiub" else array.astype(numpy.float32)
