@@ -251,13 +251,15 @@ class Recording:
             given = getattr(self.run.config.record, what)
         return given or "off"
 
-    def schedule(self, estimate: float = 0.0) -> Schedule | None:
+    def schedule(self, estimate: float = 0.0, *, share: float = 1.0) -> Schedule | None:
         """When the present fit records tensors; None where it records none.
 
         Parameters
         ----------
         estimate : float, default 0.0
             Seconds that the first record of their moments will take about.
+        share : float, default 1.0
+            Of the budget, where a fit has several schedules.
         """
         levels = {self.level("weights"), self.level("gradients")}
         if not self.active or self.run is None or levels == {"off"}:
@@ -267,11 +269,28 @@ class Recording:
             every=settings.every if self.every is None else self.every,
             histograms=settings.histograms,
             snapshots=settings.snapshots if "full" in levels else "off",
-            budget=settings.budget,
+            budget=settings.budget * share,
             estimate=estimate,
         )
 
     # ------------------------------------------------------------------ problems and copies
+
+    def call(self, where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what belongs to recording: whatever it raises stays here, and its time is counted.
+
+        Returns
+        -------
+        Any
+            What `function` returns; None where it failed.
+        """
+        started = perf_counter()
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            self.problem(error, where)
+            return None
+        finally:
+            self.hook_seconds += perf_counter() - started
 
     def problem(self, error: Exception, where: str) -> None:
         """Say once that a hook failed, or raise where the configuration says so."""
@@ -300,15 +319,10 @@ def hook(method: F) -> F:
     a guarded method.
     """
 
+    where = method.__qualname__
+
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        started = perf_counter()
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            self._recording.problem(error, f"{type(self).__name__}.{method.__name__}")
-            return None
-        finally:
-            self._recording.hook_seconds += perf_counter() - started
+        return self._recording.call(where, method, self, *args, **kwargs)
 
     return call  # type: ignore[return-value]

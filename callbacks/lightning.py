@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, ClassVar, Unpack
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Unpack
 from tachograph.callbacks import lightning_facts as facts
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
 from tachograph.callbacks.lightning_class import EitherCallback
+from tachograph.callbacks.lightning_tensors import LightningTensors, next_step
 from tachograph.callbacks.lightning_values import (
     NewValues,
     Points,
@@ -47,6 +48,7 @@ class _State:
     run: Run
     rank: int
     points: Points
+    tensors: LightningTensors | None = None
     new: NewValues = field(default_factory=NewValues)
     new_of_batch: NewValues = field(default_factory=NewValues)
     step: int = 0
@@ -70,12 +72,15 @@ class LightningCallback(EitherCallback):
 
     ``Trainer(callbacks=[LightningCallback()])``, of `lightning` or `pytorch_lightning`.
     {KEYWORDS}
+    activations : sequence of str, optional
+        Names of modules whose outputs are recorded as tensors too, such as ``encoder.*``.
     """
 
     _transient: ClassVar[dict[str, Any]] = {"_state": None, "_has_fitted": False}
 
-    def __init__(self, **keywords: Unpack[Keywords]) -> None:
+    def __init__(self, *, activations: Sequence[str] = (), **keywords: Unpack[Keywords]) -> None:
         self._recording = Recording(**keywords)
+        self._activations = (activations,) if isinstance(activations, str) else tuple(activations)
         self._state: _State | None = None
         self._has_fitted = False
         self._checkpoint: dict[str, Any] = {}  # what the checkpoint that is being loaded says
@@ -129,7 +134,6 @@ class LightningCallback(EitherCallback):
 
     @hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        # Optimizers are there and restored: hooks on them, for weights and gradients, go here.
         state = self._state
         if state is None:
             return
@@ -139,6 +143,10 @@ class LightningCallback(EitherCallback):
         if state.resumed and state.step:
             state.run.set_first_step(state.step + 1)
         self._loaders(state, train=trainer.train_dataloader, val=trainer.val_dataloaders)
+        # Optimizers are there and restored.
+        state.tensors = LightningTensors(
+            self._recording, state.run, trainer, pl_module, self._activations
+        )
 
     @hook
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -147,8 +155,16 @@ class LightningCallback(EitherCallback):
             return
         self._late_values(state, trainer)
         self._checkpoints(state, trainer)
+        if state.tensors is not None:
+            state.tensors.follow(trainer, pl_module)
         state.epoch = trainer.current_epoch
         state.epoch_started = state.ready = perf_counter()
+
+    @hook
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        state = self._state
+        if state is not None and state.tensors is not None:
+            state.tensors.gradients_ready(trainer, pl_module, optimizer)
 
     @hook
     def on_train_batch_start(
@@ -176,8 +192,8 @@ class LightningCallback(EitherCallback):
             return
         seconds = perf_counter() - state.batch_started
         done = trainer.global_step
-        if done == 0 and not pl_module.automatic_optimization:  # steps that Lightning cannot see
-            state.step = trainer.fit_loop.total_batch_idx + 1
+        if done == 0:  # or steps that Lightning cannot see
+            state.step, _ = next_step(trainer, pl_module)
         else:
             state.step = max(done, state.steps_done + 1)
         state.steps_done = done
@@ -187,6 +203,8 @@ class LightningCallback(EitherCallback):
         values |= self._new_values(state, trainer)
         state.points.log(values, (state.step, state.epoch, "train"))
         state.rates = {}
+        if state.tensors is not None:
+            state.tensors.batch_ended((state.step, state.epoch))
         state.ready = perf_counter()
 
     @hook
@@ -204,6 +222,9 @@ class LightningCallback(EitherCallback):
             return
         self._late_values(state, trainer)
         self._last = (state.step, state.epoch)
+        if state.tensors is not None:
+            state.tensors.close(self._last)
+            state.tensors = None
         if state.rank == 0:
             message, data = facts.why_ended(trainer)
             state.run.event("status", message, data=data)
@@ -328,6 +349,9 @@ class LightningCallback(EitherCallback):
         state, self._state = self._state, None
         self._forget_module()
         if state is not None:
+            with contextlib.suppress(Exception):
+                if state.tensors is not None:
+                    state.tensors.close(None)
             with contextlib.suppress(Exception):
                 state.points.arrive(wait=True)
         if status is not None:

@@ -90,6 +90,12 @@ class Pace:
             begun = self._clock() - seconds
             self._next = max(self._next, begun) + seconds / self._budget
 
+    def late(self, seconds: float) -> None:
+        """Say what the last record took besides, as a device tells later."""
+        self.spent_seconds += seconds
+        if self.is_auto:
+            self._next += seconds / self._budget
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -156,6 +162,10 @@ class Schedule:
             self.histograms.spent(self._counted(self.histograms, step), histograms)
         if snapshot:
             self.snapshots.spent(self._counted(self.snapshots, step), snapshot)
+
+    def late(self, seconds: float) -> None:
+        """Say what the last record took besides, as a device tells later."""
+        self.moments.late(seconds)
 
     @property
     def spent_seconds(self) -> float:

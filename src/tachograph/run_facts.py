@@ -65,7 +65,7 @@ class Facts:
     config: Config
     _owner: int | None
     _recorder: Recorder
-    _tensor_handles: dict[tuple[TensorKey, ...], TensorHandle]
+    _tensor_handles: dict[int, tuple[tuple[TensorKey, ...], TensorHandle]]
 
     @guarded
     def log_params(self, params: Mapping[str, Any], *, source: str = "user") -> None:
@@ -192,13 +192,16 @@ class Facts:
             Per tensor pairs of bin and count (`tachograph.histograms`), or None.
         """
         recorder = self._recorder
-        handle = self._tensor_handles.get(tensors)
-        if handle is None:
+        known = self._tensor_handles.get(id(tensors))  # its hash would take longer than the rest
+        if known is None:
             series = TensorSeries(self.run_id, tensors, recorder.identity.rank, self.attempt)
             if len(self._tensor_handles) > 1_000:  # tensors that never come back
                 self._tensor_handles.clear()
-            handle = self._tensor_handles[tensors] = recorder.journal.tensors(series)
-        recorder.journal.append_tensors(handle, int(step), epoch, statistics, histograms)
+            known = self._tensor_handles[id(tensors)] = (
+                tensors,
+                recorder.journal.tensors(series),
+            )
+        recorder.journal.append_tensors(known[1], int(step), epoch, statistics, histograms)
 
     # ------------------------------------------------------------------ artifacts
 
