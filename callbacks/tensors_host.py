@@ -16,7 +16,7 @@ from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE, bin_of_raw
 from tachograph.tensor_records import STATISTICS, TensorKey
 
 _PIECE = 1 << 16
-_SMALLEST_SQUARED = 1e-15
+_SMALLEST_SQUARED = 1e-12
 """Where nothing is larger, squares leave the range of float32; they are taken in float64."""
 
 Array = Any  # np.ndarray of any type and shape
@@ -41,9 +41,8 @@ def key(
 ) -> TensorKey:
     """What an array is, for the record; `dtype` where it stands for another type."""
     shape = tuple(map(int, array.shape))
-    return TensorKey(
-        name, kind, shape, dtype or str(array.dtype), math.prod(shape), context, logical_shape
-    )
+    size = math.prod(shape) * (2 if array.dtype.kind == "c" else 1)
+    return TensorKey(name, kind, shape, dtype or str(array.dtype), size, context, logical_shape)
 
 
 def pack(numbers: Sequence[Numbers]) -> bytes:
@@ -65,39 +64,47 @@ class _Sums:
 class Meter:
     """Measures arrays; holds the memory that it needs for that. For one thread at a time.
 
-    Results are those of float64 arithmetic but for the rounding of float32 sums: mean within 1e-5
-    of the standard deviation or 1e-6 of itself, std within 1e-4 and l2 within 1e-5 of itself.
-    Min, max and the counts are exact.
+    What it finds is what float64 arithmetic finds, but for the rounding of sums in float32: the
+    mean within 1e-5 of the standard deviation or 1e-6 of itself, standard deviation and norm
+    within 1e-5 of themselves. Min, max and the counts are exact. An update is the difference in
+    the type of the arrays, as whoever computes with them finds it; where one leaves the range of
+    that type, all are taken in float64.
+
+    A complex array counts as its real and imaginary parts, an array of uint16 as the bits of
+    bfloat16, one of integers or of truth values as float64.
     """
 
     def __init__(self) -> None:
         self._is_zero = np.empty(_PIECE, np.bool_)
+        self._ones = {np.dtype(kind): np.ones(_PIECE, kind) for kind in (np.float32, np.float64)}
 
     def measure(self, array: Array) -> Numbers:
-        """Statistics of an array of numbers."""
+        """Statistics of an array of numbers of any shape and layout."""
         flat = _flat(array)
         sums = _Sums()
-        for piece in _pieces(flat):
-            self._add(sums, piece)
-        return _finish(sums, lambda: _pieces(flat))
+        with np.errstate(all="ignore"):
+            for piece in _pieces(flat):
+                self._add(sums, piece)
+            return _finish(sums, lambda: _pieces(flat))
 
     def measure_change(self, new: Array, old: Array) -> tuple[Numbers, Numbers]:
-        """Statistics of `new`, and of ``new - old``, an update; both of one shape and type."""
-        flat, before = _flat(new), _flat(old)
+        """Statistics of `new`, and of ``new - old``, an update; ValueError for other shapes."""
+        flat, before = _flat_alike(new, old)
         weight, update = _Sums(), _Sums()
-        for piece, earlier in zip(_pieces(flat), _pieces(before), strict=True):
-            self._add(weight, piece)
-            self._add(update, _difference(piece, earlier))
-        return (
-            _finish(weight, lambda: _pieces(flat)),
-            _finish(update, lambda: map(_difference, _pieces(flat), _pieces(before))),
-        )
+        with np.errstate(all="ignore"):
+            for piece, earlier in zip(_pieces(flat), _pieces(before), strict=True):
+                self._add(weight, piece)
+                self._add(update, piece - earlier)
+            return (
+                _finish(weight, lambda: _pieces(flat)),
+                _finish(update, lambda: map(_difference, _pieces(flat), _pieces(before))),
+            )
 
     def _add(self, sums: _Sums, piece: Array) -> None:
-        with np.errstate(all="ignore"):
-            low, high = float(np.minimum.reduce(piece)), float(np.maximum.reduce(piece))
-            sums.total += float(np.add.reduce(piece))
-            sums.squares += float(np.dot(piece, piece))
+        low, high = float(np.minimum.reduce(piece)), float(np.maximum.reduce(piece))
+        # A product with ones takes half the time of a sum.
+        sums.total += float(np.dot(piece, self._ones[piece.dtype][: piece.size]))
+        sums.squares += float(np.dot(piece, piece))
         if low <= 0.0 <= high:
             sums.zeros += int(np.count_nonzero(np.equal(piece, 0, out=self._is_zero[: piece.size])))
         sums.low, sums.high = min(sums.low, low), max(sums.high, high)
@@ -105,9 +112,10 @@ class Meter:
 
 
 def histogram(array: Array) -> list[tuple[int, int]]:
-    """Pairs of bin and count of the finite values of an array."""
+    """Pairs of bin and count of the finite values of an array; see `Meter` for its types."""
+    flat = _flat(array)
     counts = np.zeros(RAW_BINS, np.int64)
-    for piece in _pieces(_flat(array)):
+    for piece in _pieces(flat):
         bits = _as_float32(piece).view(np.uint32)
         counts += np.bincount(bits >> 21, minlength=RAW_BINS)
     counts[LAST_BIN + 1 : SIDE] = counts[SIDE + LAST_BIN + 1 :] = 0  # infinities and NaN
@@ -124,11 +132,21 @@ def pairs(counts: Array) -> list[tuple[int, int]]:
 
 
 def _flat(array: Array) -> Array:
-    """All elements in any order, without a copy where they lie together."""
-    array = np.asarray(array)
-    if array.dtype.kind == "c":
-        array = array.view(array.real.dtype)
-    return array.ravel(order="K")
+    """All elements in the order of the memory, without a copy where they lie together."""
+    return _as_real(np.asarray(array).ravel(order="K"))
+
+
+def _flat_alike(new: Array, old: Array) -> tuple[Array, Array]:
+    """The elements of two arrays in one order, whatever their layouts."""
+    new, old = np.asarray(new), np.asarray(old)
+    if new.shape != old.shape:
+        raise ValueError(f"an update needs two arrays of one shape, not {new.shape}, {old.shape}")
+    order = "K" if new.strides == old.strides else "C"
+    return _as_real(new.ravel(order)), _as_real(old.ravel(order))
+
+
+def _as_real(flat: Array) -> Array:
+    return flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat
 
 
 def _pieces(flat: Array) -> Iterator[Array]:
@@ -152,8 +170,7 @@ def _as_float32(piece: Array) -> Array:
 
 
 def _difference(new: Array, old: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return np.subtract(new, old)
+    return new.astype(np.float64) - old.astype(np.float64)
 
 
 def _finish(sums: _Sums, again: Callable[[], Iterable[Array]]) -> Numbers:
@@ -165,21 +182,27 @@ def _finish(sums: _Sums, again: Callable[[], Iterable[Array]]) -> Numbers:
         return _exact(again)
     if 0.0 < largest < _SMALLEST_SQUARED:
         return _exact(again)
+    if sums.low == sums.high:
+        norm = math.sqrt(sums.size) * abs(sums.low)
+        return sums.low, 0.0, sums.low, sums.high, norm, float(sums.zeros), 0.0, 0.0
     mean = sums.total / sums.size
     variance = sums.squares / sums.size - mean * mean
     if variance < 0.1 * mean * mean:  # the difference of numbers that are nearly the same
-        variance = _variance(again(), mean, sums.size)
-    std = math.sqrt(max(variance, 0.0))
-    return mean, std, sums.low, sums.high, math.sqrt(sums.squares), float(sums.zeros), 0.0, 0.0
+        mean, variance = _centred(again(), mean, sums.size)
+        sums.squares = (variance + mean * mean) * sums.size
+    moments = mean, math.sqrt(max(variance, 0.0)), sums.low, sums.high, math.sqrt(sums.squares)
+    return (*moments, float(sums.zeros), 0.0, 0.0)
 
 
-def _variance(pieces: Iterable[Array], mean: float, size: int) -> float:
+def _centred(pieces: Iterable[Array], near: float, size: int) -> tuple[float, float]:
+    """Mean and variance, from differences to a number near the mean; in float64."""
     total = squares = 0.0
     for piece in pieces:
-        apart = piece.astype(np.float64) - mean
+        apart = piece.astype(np.float64) - near
         total += float(apart.sum())
         squares += float(np.dot(apart, apart))
-    return squares / size - (total / size) ** 2
+    shift = total / size
+    return near + shift, squares / size - shift * shift
 
 
 def _exact(again: Callable[[], Iterable[Array]]) -> Numbers:
@@ -197,9 +220,9 @@ def _exact(again: Callable[[], Iterable[Array]]) -> Numbers:
     if not size:
         return (*EMPTY[:5], 0.0, float(nan), float(inf))
     scale = max(-low, high) or 1.0  # so that no square leaves the range of float64
-    mean = sum(float(part.sum()) for part in _scaled(again(), scale)) / size
+    near = sum(float(part.sum()) for part in _scaled(again(), scale)) / size
     squares = sum(float(np.dot(part, part)) for part in _scaled(again(), scale))
-    variance = _variance(_scaled(again(), scale), mean, size)
+    mean, variance = _centred(_scaled(again(), scale), near, size)
     moments = mean * scale, math.sqrt(max(variance, 0.0)) * scale, low, high
     return (*moments, math.sqrt(squares) * scale, float(zeros), float(nan), float(inf))
 

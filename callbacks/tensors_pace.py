@@ -6,6 +6,7 @@ Knows steps and seconds, nothing of tensors and frameworks.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -26,6 +27,9 @@ class Pace:
     budget allows: after a record that took c seconds there is none for c / budget seconds. The
     number of steps that this takes is rounded up to a power of two, and a step that it divides
     is waited for, so that ranks and runs of different speed have steps in common.
+
+    Where steps are left out, as by a framework that says where it is only now and then, the
+    first step behind a wanted one stands for it.
 
     Parameters
     ----------
@@ -58,9 +62,11 @@ class Pace:
         self.records = 0
         self.is_auto = every in ("auto", "off")
         self._interval = every if isinstance(every, int) else 0  # 0: not known yet
-        self._steps = None if isinstance(every, int | str) else frozenset(every)
+        self._steps = () if isinstance(every, int | str) else tuple(sorted(set(every)))
         self._budget = budget
         self._clock = clock
+        self._asked: int | None = None  # the latest step, and the one before it
+        self._before = -1
         self._last_step: int | None = None
         self._next = clock() + max(0.0, estimate - FREE_SECONDS) / budget
         if every == "off":
@@ -68,18 +74,20 @@ class Pace:
 
     def due(self, step: int) -> bool:
         """Whether this step is to be recorded. Asked in ascending order of steps."""
-        if self._steps is not None:
-            return step in self._steps
-        if not self.is_auto:
-            return step % self._interval == 0
-        if self._last_step is None:
-            self._last_step = step - 1
-        if self._clock() < self._next:
-            return False
-        if not self._interval:
-            passed = max(1, step - self._last_step)
-            self._interval = 1 << (passed - 1).bit_length()
-        return step % self._interval == 0
+        if step != self._asked:
+            self._before = step - 1 if self._asked is None else min(self._asked, step - 1)
+            self._asked = step
+        if self.is_auto:
+            if self._last_step is None:
+                self._last_step = step - 1
+            if self._clock() < self._next:
+                return False
+            if not self._interval:
+                passed = max(1, step - self._last_step)
+                self._interval = 1 << (passed - 1).bit_length()
+        elif not self._interval:
+            return bisect_right(self._steps, step) > bisect_right(self._steps, self._before)
+        return step // self._interval > self._before // self._interval
 
     def spent(self, step: int, seconds: float) -> None:
         """Say what a record at this step took."""
@@ -111,8 +119,9 @@ class Schedule:
     Parameters
     ----------
     every, histograms, snapshots : int, sequence of int, 'auto' or 'off'
-        Steps between records of each; a sequence names the steps. Of histograms and snapshots
-        only those steps count that are recorded at all.
+        Steps between records of each; a sequence names the steps. A histogram is taken of what
+        is recorded anyway, at the first such step from the wanted one on. At the steps of a
+        snapshot, where they are given, everything is recorded.
     budget : float
         Share of the time that those with 'auto' may take together.
     estimate : float, default 0.0
@@ -146,11 +155,13 @@ class Schedule:
 
     def plan(self, step: int) -> Plan | None:
         """What to record at this step; None where nothing is. Asked in ascending order."""
-        if not self.moments.due(step):
+        # A snapshot that was asked for is due at its step, whatever the pace of the rest.
+        wanted = not self.snapshots.is_auto and self.snapshots.due(step)
+        if not self.moments.due(step) and not wanted:
             return None
         return Plan(
             self.histograms.due(self._counted(self.histograms, step)),
-            self.snapshots.due(self._counted(self.snapshots, step)),
+            wanted or (self.snapshots.is_auto and self.snapshots.due(step // self._unit)),
         )
 
     def spent(
