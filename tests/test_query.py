@@ -294,20 +294,6 @@ def test_series_chooses_context_rank_and_attempts(backend: Backend) -> None:
         store.series("r", "loss", context={"phase": "predict"})
 
 
-def test_tensors_are_found_by_kind_name_and_step(memory: Backend) -> None:
-    """A name may be a pattern."""
-    rows = [
-        {"run_id": "r", "name": name, "kind": kind, "step": step, "mean": float(step)}
-        for step in (1, 0)
-        for name, kind in (("a.w", "weight"), ("a.b", "weight"), ("a.w", "gradient"))
-    ]
-    memory.write(make_batch("w", 0, tensors=rows, runs=[run_row("r")]))
-    store = Store(memory)
-    assert list(store.tensors("r", "weight")["name"]) == ["a.b", "a.w", "a.b", "a.w"]
-    assert len(store.tensors("r", name="a.%", step=1)) == 3
-    assert len(store.tensors("r", name="a._")) == 0
-
-
 # ---------------------------------------------------------------------------- lost runs
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-from tachograph import listing
+from tachograph import listing, tensor_query
 from tachograph.backends.base import (
     Backend,
     Condition,
@@ -268,18 +268,95 @@ class Store:
             where.append(Condition("rank", "=", lowest if rank is None else rank))
         return where
 
+    # ------------------------------------------------------------------ tensors
+
     def tensors(
-        self, run: str, kind: str | None = None, name: str | None = None, step: int | None = None
+        self,
+        run: str,
+        kind: str | Sequence[str] | None = None,
+        name: str | Sequence[str] | None = None,
+        step: int | range | Literal["last"] | None = None,
+        *,
+        context: Mapping[str, Any] | None = None,
+        ranks: int | Literal["merge", "all"] = "merge",
+        attempts: Literal["latest", "all"] = "latest",
+        children: bool | None = None,
+        histograms: bool = False,
+        columns: Sequence[str] | None = None,
     ) -> Table:
-        """Statistics of tensors by step; `name` may be a pattern such as ``encoder.%``."""
-        where = [Condition("run_id", "=", self.resolve(run))]
-        if kind is not None:
-            where.append(Condition("kind", "=", kind))
-        if name is not None:
-            where.append(Condition("name", "like" if "%" in name else "=", name))
-        if step is not None:
-            where.append(Condition("step", "=", step))
-        return self.read(Query("tensors", where, order=["step", "name", "kind", "seq"]))
+        """Statistics of weights, gradients, updates and activations, one row per tensor and step.
+
+        Parameters
+        ----------
+        run : str
+            Which run.
+        kind : str or sequence of str, optional
+            'weight', 'gradient', 'hessian', 'update' or 'activation'; by default all.
+        name : str or sequence of str, optional
+            Names, or patterns with ``*`` (or ``%``) for any text, such as ``encoder.*``.
+        step : int, range or 'last', optional
+            One step, those of a range, or of each tensor the last one; by default all.
+        context : mapping, optional
+            Only rows whose context has these keys with these values: ``{"stage": "clipped"}``.
+        ranks : 'merge', 'all' or int, default 'merge'
+            'merge' makes one row of the shards that ranks hold of a tensor, at the steps where
+            none is missing; 'all' gives what each rank recorded, a number that of one rank.
+        attempts : 'latest' or 'all'
+            Of a resumed run, what the latest attempt did not replace, or everything.
+        children : bool, optional
+            Also the tensors of its parts (True), never (False), or by default where it has none
+            of its own: a trial has those of the trainings in it, a study those of its trials.
+        histograms : bool, default False
+            A column more: pairs of bin and count; see `tachograph.histograms`.
+        columns : sequence of str, optional
+            Only these; quicker where there are many rows.
+
+        Returns
+        -------
+        Table
+            Columns of the table `tensors`, shapes as tuples; `shards`, how many rows were merged
+            into one; `update_ratio`, of a weight the l2 of its update by that of itself. Sorted
+            by run and step; the tensors of a step are in the order of the model.
+
+        Raises
+        ------
+        QueryError
+            Nothing fits; the message says what there is.
+        """
+        chosen = tensor_query.COLUMNS if columns is None else tuple(columns)
+        extra = ("histogram",) if histograms and "histogram" not in chosen else ()
+        wanted = tensor_query.Wanted(
+            self._with_tensors(self.resolve(run), children),
+            _texts(kind),
+            _texts(name),
+            step,
+            context or {},
+            ranks,
+            attempts,
+            (*chosen, *extra),
+        )
+        return tensor_query.find(self.read, wanted)
+
+    def tensors_of(self, run: str, *, children: bool | None = None) -> Table:
+        """What tensors a run has: run_id, name, kind, context, first_step, last_step, steps."""
+        run_ids = self._with_tensors(self.resolve(run), children)
+        return tensor_query.index(self.read, tensor_query.Wanted(run_ids))
+
+    def _with_tensors(self, run_id: str, children: bool | None) -> list[str]:
+        """The run, its parts too, or those where it has no tensors itself."""
+        if children is None:
+            own = [Condition("run_id", "=", run_id)]
+            children = not len(self.read(Query("tensors", own, ["run_id"], limit=1)))
+        if not children:
+            return [run_id]
+        family = [run_id]
+        parents = [run_id]
+        while parents:
+            where = [Condition("parent_id", "in", parents)]
+            found = self.read(Query("runs", where, ["run_id"], order=["started_at", "run_id"]))
+            parents = [one for one in found["run_id"] if one not in family]
+            family += parents
+        return family
 
     # ------------------------------------------------------------------ documents
 
@@ -374,6 +451,10 @@ class Store:
 def _public(table: str) -> tuple[str, ...]:
     hidden = ("run_id", *listing.BOOKKEEPING)
     return tuple(name for name in TABLES[table].columns if name not in hidden)
+
+
+def _texts(wanted: str | Sequence[str] | None) -> Sequence[str]:
+    return (wanted,) if isinstance(wanted, str) else wanted or ()
 
 
 def _listed(names: Any) -> str:
