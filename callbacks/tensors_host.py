@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE, bin_of_raw
+from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE
 from tachograph.tensor_records import STATISTICS, TensorKey
 
 _PIECE = 1 << 16
@@ -27,7 +27,6 @@ EMPTY: Numbers = (math.nan,) * 5 + (0.0,) * 3
 """Statistics of a tensor without elements."""
 
 _LARGEST = float(np.finfo(np.float32).max)
-_BINS = np.array([bin_of_raw(raw) for raw in range(RAW_BINS)], np.int16)
 
 
 def key(
@@ -123,9 +122,10 @@ def histogram(array: Array) -> list[tuple[int, int]]:
 
 
 def pairs(counts: Array) -> list[tuple[int, int]]:
-    """Pairs of bin and count, from a count for each value of the upper eleven bits."""
-    raw = np.flatnonzero(counts)
-    return list(zip(_BINS[raw].tolist(), counts[raw].tolist(), strict=True))
+    """Ascending pairs of bin and count, from a count for each value of the upper eleven bits."""
+    ascending = np.concatenate((counts[: SIDE - 1 : -1], counts[:SIDE]))
+    found = np.flatnonzero(ascending)
+    return list(zip((found - SIDE).tolist(), ascending[found].tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------- inside

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import math
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 SIDE = 1024
 """Bins of one sign, of which the last four would be infinities and NaN."""
@@ -24,6 +26,8 @@ LAST_BIN = 1019
 
 RAW_BINS = 2 * SIDE
 """Values of the upper eleven bits of a float32, the sign first."""
+
+_GAP = 2  # bins without values that a run may go over: a new run takes more room
 
 Counts = Mapping[int, int]
 """Bin to number of values; bins without values are left out."""
@@ -60,13 +64,38 @@ def bin_of_raw(raw: int) -> int:
 
 
 def to_text(counts: Counts) -> str:
-    """Pairs of bin and count in ascending order of bins, as JSON."""
-    return json.dumps(sorted(counts.items()), separators=(",", ":"))
+    """Runs of neighbouring bins as JSON: ``[[first bin, [count, count, …]], …]``, ascending.
+
+    Small gaps inside a run have counts of 0. Only here and in `from_text` is it known how a store
+    keeps a histogram.
+    """
+    bins = sorted(counts)
+    return runs_to_text(bins, [counts[bin_] for bin_ in bins])
+
+
+def runs_to_text(bins: Sequence[int], counts: Sequence[int]) -> str:
+    """`to_text` of bins in ascending order and the count of each."""
+    if not bins:
+        return "[]"
+    breaks = [i for i, (bin_, after) in enumerate(pairwise(bins), 1) if after != bin_ + 1]
+    text, start = f"[{bins[0]},[", 0
+    for stop in (*breaks, len(bins)):
+        text += ",".join(map(str, counts[start:stop]))
+        if stop < len(bins):
+            gap = bins[stop] - bins[stop - 1] - 1
+            text += "," + "0," * gap if gap <= _GAP else f"]],[{bins[stop]},["
+        start = stop
+    return f"[{text}]]]"
 
 
 def from_text(text: str) -> dict[int, int]:
     """Undo `to_text`."""
-    return {int(bin_): int(count) for bin_, count in json.loads(text)}
+    return {
+        int(first) + place: int(count)
+        for first, counts in json.loads(text)
+        for place, count in enumerate(counts)
+        if count
+    }
 
 
 def merge(histograms: Iterable[Counts]) -> dict[int, int]:
@@ -84,18 +113,16 @@ def quantiles(counts: Counts, shares: Sequence[float]) -> list[float]:
     Each is within its bin, so off by at most a quarter of the true quantile, plus 2 ** -128.
     NaN where the histogram is empty.
     """
-    total = sum(counts.values())
-    if not total:
+    bins = sorted(bin_ for bin_, count in counts.items() if count)
+    if not bins:
         return [math.nan] * len(shares)
+    up_to = list(accumulate(counts[bin_] for bin_ in bins))
     found = []
     for share in shares:
-        left, target = share * total, None
-        for bin_ in sorted(counts):
-            target = bin_
-            if left <= counts[bin_]:
-                break
-            left -= counts[bin_]
-        assert target is not None
-        low, high = bounds(target)
-        found.append(low + (high - low) * min(1.0, left / counts[target]))
+        wanted = share * up_to[-1]
+        place = min(bisect_left(up_to, wanted), len(bins) - 1)
+        count = counts[bins[place]]
+        low, high = bounds(bins[place])
+        inside = (wanted - (up_to[place] - count)) / count
+        found.append(low + (high - low) * min(1.0, max(0.0, inside)))
     return found

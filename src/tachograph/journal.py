@@ -52,7 +52,7 @@ from zlib import crc32
 from tachograph import host
 from tachograph.errors import RecordError
 from tachograph.records import NO_STEP, Row, Series
-from tachograph.tensor_records import STATISTICS, Pairs, TensorSeries, pack
+from tachograph.tensor_records import Pairs, TensorSeries, pack
 
 MAGIC = b"TACHOJ01"
 HEADER, SERIES, POINTS, ROWS, CLOCK, END, DERIVED, TENSOR_SERIES, TENSORS = range(1, 10)
@@ -198,18 +198,25 @@ class JournalWriter:
         histogram_pairs : sequence, optional
             Per tensor pairs of bin and count, or None.
         """
-        wanted = 8 * len(STATISTICS) * len(handle.series.tensors)
-        if len(statistics) != wanted:
-            raise RecordError(f"{wanted} bytes of statistics are expected, not {len(statistics)}")
+        series = handle.series
+        if len(statistics) != series.statistics_bytes:
+            raise RecordError(
+                f"{series.statistics_bytes} bytes of statistics are expected, not {len(statistics)}"
+            )
+        if histogram_pairs is not None and len(histogram_pairs) != len(series.tensors):
+            raise RecordError(
+                f"{len(histogram_pairs)} histograms for {len(series.tensors)} tensors"
+            )
         now = time.monotonic_ns() + self._offset_ns
         body = pack(now, step, epoch, statistics, histogram_pairs)
         if len(body) > MAX_FRAME // 2:
             raise RecordError(f"{len(body)} bytes of statistics are too many for a record")
         with self.lock:
-            if handle.part != self.part and not self._announce(handle):
+            announced = handle.part == self.part or self._announce(handle)
+            if not announced or not self._append(TENSORS, handle.id, self._take_seq(), body):
                 self.dropped += 1
-                return
-            self._append_body(TENSORS, body, handle.id)
+            elif self.size >= PART_BYTES or self._attention:
+                self._after_write()
 
     def append_points(
         self,
@@ -376,11 +383,10 @@ class JournalWriter:
         self.next_seq = seq + 1
         return seq
 
-    def _append_body(self, kind: int, body: bytes, series: int = 0) -> None:
+    def _append_body(self, kind: int, body: bytes) -> None:
         with self.lock:
-            if not self._append(kind, series, self._take_seq(), body):
-                # Rows are few and dear: try again later. A series may have to be announced anew.
-                if not series and len(self._backlog) < _BACKLOG:
+            if not self._append(kind, 0, self._take_seq(), body):
+                if len(self._backlog) < _BACKLOG:  # rows are few and dear: try again later
                     self._backlog.append((kind, body))
                     self._attention = True
                 else:
@@ -496,7 +502,11 @@ def _is_nested() -> bool:
     return depth > 1
 
 
-_APPENDING = {JournalWriter.append_points.__code__, JournalWriter._append_body.__code__}
+_APPENDING = {
+    JournalWriter.append_points.__code__,
+    JournalWriter.append_tensors.__code__,
+    JournalWriter._append_body.__code__,
+}
 
 
 def _frame(kind: int, series: int, seq: int, body: bytes) -> bytes:

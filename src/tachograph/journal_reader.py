@@ -10,7 +10,7 @@ import operator
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tachograph.journal import (
     part_path,
 )
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
-from tachograph.tensor_records import TensorSeries, unpack
+from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
 
 _PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -111,16 +111,6 @@ class _Derived:
         return Batch(writer, 0, self.next, tuple(blocks))
 
 
-class _Tensors:
-    """Tensors of one series, and what their rows have in common."""
-
-    __slots__ = ("known", "series")
-
-    def __init__(self, series: TensorSeries) -> None:
-        self.series = series
-        self.known = [key.as_row() for key in series.tensors]
-
-
 class JournalReader:
     """Reads one writer's journal from its first part on, batch by batch.
 
@@ -157,10 +147,11 @@ class JournalReader:
         self._part = -1
         self._offset = 0
         self._series: dict[int, Series] = {}
-        self._tensors: dict[int, _Tensors] = {}
+        self._tensors: dict[int, TensorSeries] = {}
         self._points: dict[bytes, _Points] = {}  # by what their frames of this part begin with
         self._batch: list[_Points] = []
         self._rows: dict[str, list[Row]] = {}
+        self._statistics = TensorRows()
         self._derived: dict[str, _Derived] = {}
         self._ready: list[Batch] = []
 
@@ -312,7 +303,7 @@ class JournalReader:
         if kind == SERIES:  # needed also where its own seq was read before
             self._series[number] = Series.from_facts(json.loads(body))
         elif kind == TENSOR_SERIES:
-            self._tensors[number] = _Tensors(TensorSeries.from_facts(json.loads(body)))
+            self._tensors[number] = TensorSeries.from_facts(json.loads(body))
         elif kind == TENSORS:
             self._take_tensors(number, seq, body)
         elif kind == HEADER:
@@ -321,23 +312,28 @@ class JournalReader:
             self.ended = True
         elif kind == ROWS and seq >= self._start:
             record = json.loads(body)
-            rows = self._rows.setdefault(record["table"], [])
-            rows.extend(complete_row(record["table"], r, self.writer, seq) for r in record["rows"])
+            rows = (complete_row(record["table"], r, self.writer, seq) for r in record["rows"])
+            self._take_rows(record["table"], rows)
         elif kind == DERIVED and seq >= self._start:
             record = json.loads(body)
             derived = self._derived.setdefault(record["writer"], _Derived())
             derived.add(Series.from_facts(record), record["rows"])
         self.next = max(self.next, seq + 1)
 
+    def _take_rows(self, table: str, rows: Iterable[Row]) -> None:
+        if table == "tensors":
+            for row in rows:
+                self._statistics.add(row)
+        else:
+            self._rows.setdefault(table, []).extend(rows)
+
     def _take_tensors(self, number: int, seq: int, body: bytes) -> None:
-        tensors = self._tensors.get(number)
-        if tensors is None:  # both copies of its record are damaged
+        series = self._tensors.get(number)
+        if series is None:  # both copies of its record are damaged
             self.damage.places += 1
             self.damage.bytes += len(body)
         elif seq >= self._start:
-            ends = {"writer": self.writer, "seq": seq}
-            found = unpack(tensors.series, tensors.known, body)
-            self._rows.setdefault("tensors", []).extend(row | ends for row in found)
+            self._statistics.add(TensorFrame(series, self.writer, seq, body))
 
     def _build(self, first: int) -> list[Batch]:
         blocks = []
@@ -346,9 +342,13 @@ class JournalReader:
             blocks.append(block)
             self.next = max(self.next, after)
         batches = [derived.batch(writer) for writer, derived in self._derived.items()]
-        batches.append(Batch(self.writer, first, self.next, tuple(blocks), self._rows))
+        rows: dict[str, Sequence[Row]] = {**self._rows}
+        if len(self._statistics):
+            rows["tensors"] = self._statistics
+        batches.append(Batch(self.writer, first, self.next, tuple(blocks), rows))
         self._points.clear()
         self._batch, self._rows, self._derived = [], {}, {}
+        self._statistics = TensorRows()
         return batches
 
 
@@ -391,7 +391,7 @@ def _is_frame(view: memoryview, offset: int) -> bool:
         return False
     length, kind, _, seq = PREFIX.unpack_from(view, offset)
     end = offset + 4 + length
-    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= DERIVED and seq >= 0):
+    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= TENSORS and seq >= 0):
         return False
     if end + 4 > len(view):
         return False

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from tachograph import origin, redaction
 from tachograph.errors import RecordError
 from tachograph.records import Row
-from tachograph.tensor_records import Pairs, TensorKey, TensorSeries
+from tachograph.tensor_records import Pairs, TensorKey, TensorSeries, loose_row
 from tachograph.values import canonical_json, flatten, json_text, plain
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.config import Config
-    from tachograph.journal import TensorHandle
+    from tachograph.journal import JournalWriter, TensorHandle
     from tachograph.recorder import Recorder
 
 P = ParamSpec("P")
@@ -65,7 +65,7 @@ class Facts:
     config: Config
     _owner: int | None
     _recorder: Recorder
-    _tensor_handles: dict[int, tuple[tuple[TensorKey, ...], TensorHandle]]
+    _tensor_handles: dict[int, tuple[tuple[TensorKey, ...], JournalWriter, TensorHandle]]
 
     @guarded
     def log_params(self, params: Mapping[str, Any], *, source: str = "user") -> None:
@@ -151,7 +151,8 @@ class Facts:
         Parameters
         ----------
         rows : iterable of mappings
-            Columns of the table `tensors`; at least name and kind.
+            Columns of the table `tensors`; at least name and kind. Shapes may be sequences, a
+            context a mapping, a histogram pairs of bin and count.
         step : int
         epoch : float, optional
         """
@@ -164,7 +165,7 @@ class Facts:
             "epoch": epoch,
             "time": now,
         }
-        self._recorder.rows("tensors", [{"context": "{}"} | dict(row) | common for row in rows])
+        self._recorder.rows("tensors", [loose_row(row) | common for row in rows])
 
     @guarded
     def log_statistics(
@@ -197,11 +198,10 @@ class Facts:
             series = TensorSeries(self.run_id, tensors, recorder.identity.rank, self.attempt)
             if len(self._tensor_handles) > 1_000:  # tensors that never come back
                 self._tensor_handles.clear()
-            known = self._tensor_handles[id(tensors)] = (
-                tensors,
-                recorder.journal.tensors(series),
-            )
-        recorder.journal.append_tensors(known[1], int(step), epoch, statistics, histograms)
+            journal = recorder.journal
+            known = tensors, journal, journal.tensors(series)
+            self._tensor_handles[id(tensors)] = known
+        known[1].append_tensors(known[2], int(step), epoch, statistics, histograms)
 
     # ------------------------------------------------------------------ artifacts
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from itertools import chain, islice
+from typing import Any, overload
 
 from tachograph import histograms
-from tachograph.records import NO_STEP, Row
+from tachograph.errors import RecordError
+from tachograph.records import NO_STEP, TABLES, Row
+from tachograph.values import json_text, plain
 
 KINDS = ("weight", "gradient", "hessian", "update", "activation")
 
@@ -24,7 +28,7 @@ Mean, std (of the population), min, max and l2 are of the finite values; NaN whe
 
 _HEAD = struct.Struct("<qqd")  # time in ns, step, epoch
 _NUMBERS = struct.Struct(f"<{len(STATISTICS)}d")
-_FIRST_COUNT = STATISTICS.index("zeros")
+_MEASURED = (*STATISTICS, "histogram")
 _NO_HISTOGRAM = 0xFFFFFFFF
 
 Pairs = Sequence[tuple[int, int]]
@@ -70,7 +74,7 @@ class TensorKey:
         return row
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorSeries:
     """Tensors that are recorded together, of one run, rank and attempt."""
 
@@ -92,10 +96,28 @@ class TensorSeries:
     def from_facts(cls, facts: dict[str, Any]) -> TensorSeries:
         """Undo `facts`."""
         tensors = tuple(
-            TensorKey(name, kind, tuple(shape), dtype, size, context, whole and tuple(whole))
+            TensorKey(name, kind, tuple(shape), dtype, size, context, _shape(whole))
             for name, kind, shape, dtype, size, context, whole in facts["tensors"]
         )
         return cls(facts["run_id"], tensors, facts["rank"], facts["attempt"])
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The columns of the table `tensors` that are the same at each step, per tensor."""
+        common = {"run_id": self.run_id, "rank": self.rank, "attempt": self.attempt}
+        return tuple(key.as_row() | common for key in self.tensors)
+
+    @property
+    def statistics_bytes(self) -> int:
+        """Bytes that the statistics of one step take."""
+        return _NUMBERS.size * len(self.tensors)
+
+
+def _shape(sizes: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if sizes is None else tuple(sizes)
+
+
+# ---------------------------------------------------------------------------- one step
 
 
 def pack(
@@ -117,8 +139,9 @@ def pack(
     if histogram_pairs is None:
         return head + statistics
     lengths = [_NO_HISTOGRAM if pairs is None else len(pairs) for pairs in histogram_pairs]
-    flat = [pair for pairs in histogram_pairs if pairs is not None for pair in pairs]
-    bins, counts = zip(*flat, strict=True) if flat else ((), ())
+    flat = list(chain.from_iterable(pairs for pairs in histogram_pairs if pairs))
+    bins = [bin_ for bin_, _ in flat]
+    counts = [count for _, count in flat]
     return b"".join(
         (
             head,
@@ -130,51 +153,191 @@ def pack(
     )
 
 
-def unpack(series: TensorSeries, known: Sequence[Row], body: bytes) -> Iterator[Row]:
-    """The rows of the table `tensors` for one step; writer and seq are not in them.
+class TensorFrame:
+    """The statistics of some tensors at one step, packed until somebody asks for rows.
 
     Parameters
     ----------
     series : TensorSeries
-    known : sequence of rows
-        `TensorKey.as_row` of its tensors.
+    writer, seq
+        Of the record.
     body : bytes
-        What `pack` made.
+        What `pack` made; RecordError where it does not fit to the series.
+
+    Attributes
+    ----------
+    step : int or None
+    epoch : float or None
+    time : int
+        µs since 1970.
     """
-    time_ns, step, epoch = _HEAD.unpack_from(body)
-    common: Row = {
-        "run_id": series.run_id,
-        "rank": series.rank,
-        "attempt": series.attempt,
-        "step": None if step == NO_STEP else step,
-        "epoch": None if epoch != epoch else epoch,
-        "time": time_ns // 1000,
-    }
-    end = _HEAD.size + _NUMBERS.size * len(known)
-    texts = _histograms(body, end, len(known))
-    numbers = _NUMBERS.iter_unpack(memoryview(body)[_HEAD.size : end])
-    for key, values, text in zip(known, numbers, texts, strict=True):
-        moments = [value if math.isfinite(value) else None for value in values[:_FIRST_COUNT]]
-        counts = map(int, values[_FIRST_COUNT:])
-        found = dict(zip(STATISTICS, (*moments, *counts), strict=True))
-        yield key | common | found | {"histogram": text}
+
+    __slots__ = ("_body", "_end", "epoch", "seq", "series", "step", "time", "writer")
+
+    def __init__(self, series: TensorSeries, writer: str, seq: int, body: bytes) -> None:
+        self.series, self.writer, self.seq, self._body = series, writer, seq, body
+        self._end = _HEAD.size + series.statistics_bytes
+        if not _fits(body, self._end, len(series.tensors)):
+            raise RecordError(f"statistics of {len(series.tensors)} tensors do not fit to them")
+        time_ns, step, epoch = _HEAD.unpack_from(body)
+        self.time = time_ns // 1000
+        self.step = None if step == NO_STEP else step
+        self.epoch = None if epoch != epoch else epoch
+
+    @property
+    def statistics(self) -> memoryview:
+        """Per tensor one little-endian float64 for each of `STATISTICS`."""
+        return memoryview(self._body)[_HEAD.size : self._end]
+
+    def histograms(self) -> Sequence[str | None]:
+        """The histogram of each tensor as text."""
+        body, start, count = self._body, self._end, len(self.series.tensors)
+        if start == len(body):
+            return [None] * count
+        lengths = struct.unpack_from(f"<{count}I", body, start)
+        total = sum(length for length in lengths if length != _NO_HISTOGRAM)
+        start += 4 * count
+        bins = struct.unpack_from(f"<{total}h", body, start)
+        counts = struct.unpack_from(f"<{total}q", body, start + 2 * total)
+        pairs = zip(bins, counts, strict=True)
+        return [
+            None if length == _NO_HISTOGRAM else histograms.to_text(dict(islice(pairs, length)))
+            for length in lengths
+        ]
+
+    def values(self) -> Iterator[tuple[float | int | None, ...]]:
+        """Per tensor its statistics and histogram as the table has them."""
+        texts = self.histograms()
+        for numbers, text in zip(_NUMBERS.iter_unpack(self.statistics), texts, strict=True):
+            if math.isfinite(sum(numbers)):
+                mean, std, low, high, l2, zeros, nan, inf = numbers
+                yield mean, std, low, high, l2, int(zeros), int(nan), int(inf), text
+            else:  # seldom
+                moments = (number if math.isfinite(number) else None for number in numbers[:5])
+                yield *moments, *map(_count, numbers[5:]), text
+
+    def rows(self) -> Iterator[Row]:
+        """Complete rows of the table `tensors`."""
+        common: Row = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "time": self.time,
+            "writer": self.writer,
+            "seq": self.seq,
+        }
+        for known, values in zip(self.series.rows, self.values(), strict=True):
+            yield known | common | dict(zip(_MEASURED, values, strict=True))
 
 
-def _histograms(body: bytes, start: int, count: int) -> Sequence[str | None]:
-    if start == len(body):
-        return [None] * count
-    lengths = struct.unpack_from(f"<{count}I", body, start)
-    total = sum(length for length in lengths if length != _NO_HISTOGRAM)
-    start += 4 * count
-    bins = struct.unpack_from(f"<{total}h", body, start)
-    counts = struct.unpack_from(f"<{total}q", body, start + 2 * total)
-    texts: list[str | None] = []
-    at = 0
-    for length in lengths:
-        if length == _NO_HISTOGRAM:
-            texts.append(None)
-            continue
-        pairs = zip(bins[at : at + length], counts[at : at + length], strict=True)
-        texts.append(histograms.to_text(dict(pairs)))
-        at += length
-    return texts
+class TensorRows(Sequence[Row]):
+    """Rows of the table `tensors`, of which most stay packed.
+
+    A sequence of rows like any other. A store that wants to be quick takes `frames`, and `loose`,
+    the rows that were never packed.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[TensorFrame | Row] = []
+
+    def add(self, part: TensorFrame | Row) -> None:
+        """Add the rows of a frame, or one row, in order of sequence numbers."""
+        self._parts.append(part)
+
+    @property
+    def frames(self) -> list[TensorFrame]:
+        """What is packed."""
+        return [part for part in self._parts if isinstance(part, TensorFrame)]
+
+    @property
+    def loose(self) -> list[Row]:
+        """What is not."""
+        return [part for part in self._parts if not isinstance(part, TensorFrame)]
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self._parts:
+            if isinstance(part, TensorFrame):
+                yield from part.rows()
+            else:
+                yield part
+
+    def __len__(self) -> int:
+        return len(self.loose) + sum(len(frame.series.tensors) for frame in self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return list(self)[index]
+
+
+def _fits(body: bytes, end: int, count: int) -> bool:
+    if len(body) < end:
+        return False
+    if len(body) == end:
+        return True
+    if len(body) < end + 4 * count:
+        return False
+    lengths = struct.unpack_from(f"<{count}I", body, end)
+    pairs = sum(length for length in lengths if length != _NO_HISTOGRAM)
+    wanted: int = end + 4 * count + 10 * pairs
+    return len(body) == wanted
+
+
+def _count(value: float) -> int | None:
+    """A count; None for what none can be, which would block a store."""
+    return int(value) if 0.0 <= value < 2.0**63 else None
+
+
+# ---------------------------------------------------------------------------- rows by hand
+
+
+def loose_row(given: Mapping[str, Any]) -> Row:
+    """A row of the table `tensors` as every store takes it, from what a user gave.
+
+    Shapes may be sequences, a context a mapping, a histogram pairs of bin and count or a mapping;
+    numbers anything that ``int()`` and ``float()`` take.
+
+    Raises
+    ------
+    RecordError
+        An unknown column, no name or kind, or a value that is not of the column's type.
+    """
+    columns = TABLES["tensors"].columns
+    if unknown := given.keys() - columns.keys():
+        raise RecordError(f"the table tensors has no column {', '.join(sorted(unknown))}")
+    if not given.get("name") or not given.get("kind"):
+        raise RecordError(f"a tensor needs a name and a kind: {dict(given)!r:.200}")
+    try:
+        row = {name: _CLEAN[columns[name]](name, value) for name, value in given.items()}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RecordError(f"statistics of {given['name']}: {error}") from error
+    return {"context": "{}"} | {name: value for name, value in row.items() if value is not None}
+
+
+def _clean_json(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if name == "histogram":
+        return histograms.to_text({int(bin_): int(count) for bin_, count in dict(value).items()})
+    return json_text(plain(list(map(int, value)) if name.endswith("shape") else value))
+
+
+def _clean_int(name: str, value: Any) -> int | None:
+    number = None if value is None else int(value)
+    if number is not None and not -(2**63) <= number < 2**63:
+        raise OverflowError(f"{name} is too large")
+    return number
+
+
+def _clean_float(_: str, value: Any) -> float | None:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+_CLEAN: Mapping[str, Callable[[str, Any], Any]] = {
+    "text": lambda _, value: None if value is None else str(value),
+    "json": _clean_json,
+    "int": _clean_int,
+    "float": _clean_float,
+}
