@@ -17,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph import config_files
-from tachograph.config import SETTINGS, Config, RecordConfig, is_disabled, load_config
+from tachograph.config import (
+    SETTINGS,
+    Config,
+    HealthConfig,
+    RecordConfig,
+    is_disabled,
+    load_config,
+)
 from tachograph.errors import ConfigError
 from tachograph.values import flatten
 
@@ -96,6 +103,9 @@ def test_every_setting_can_be_set_in_every_way(tmp_path: Path) -> None:
         "record.weights": ("off", "off"),
         "record.gradients": ("full", "full"),
         "record.every": ("7", 7),
+        "record.updates": ("off", False),
+        "record.histograms": ("off", "off"),
+        "record.snapshots": ("10, 20", (10, 20)),
         "record.budget": ("0.5", 0.5),
         "record.durability": ("call", "call"),
         "record.code": ("refuse", "refuse"),
@@ -105,26 +115,45 @@ def test_every_setting_can_be_set_in_every_way(tmp_path: Path) -> None:
         "record.system_interval": ("2", 2.0),
         "record.checkpoints": ("copy", "copy"),
         "record.exit_deadline": ("0", 0.0),
+        "health.enabled": ("off", False),
+        "health.nan": ("no", False),
+        "health.vanishing_gradient": ("1e-3", 1e-3),
+        "health.exploding_gradient": ("20", 20.0),
+        "health.dead_units": ("off", False),
+        "health.frozen_weights": ("30", 30),
+        "health.update_ratio_high": ("0.5", 0.5),
+        "health.update_ratio_low": ("false", False),
+        "health.divergence": ("2", 2.0),
+        "health.plateau": ("500", 500),
+        "health.stalled": ("0", False),
+        "health.patience": ("3", 3),
     }
     assert list(samples) == [setting.key for setting in SETTINGS]
     for setting in SETTINGS:
         text, expected = samples[setting.key]
         section, _, name = setting.key.rpartition(".")
         by_environment = load(tmp_path, environ={setting.variable: text})
-        found = getattr(by_environment.record if section else by_environment, name)
+        found = _setting(by_environment, setting.key)
         assert found == expected
+        assert isinstance(found, bool) == isinstance(expected, bool)
         given = list(expected) if isinstance(expected, tuple) else expected
         for config in (
             load(tmp_path, {section: {name: given}} if section else {name: given}),
             load_config(arguments={setting.key: given}, environ={}, cwd=tmp_path),
         ):
-            assert getattr(config.record if section else config, name) == expected
+            assert _setting(config, setting.key) == expected
+
+
+def _setting(config: Config, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return getattr(getattr(config, section) if section else config, name)
 
 
 def test_settings_document_every_key() -> None:
     """The table is complete, and each row says what it is for."""
-    record = {f"record.{field.name}" for field in dataclasses.fields(RecordConfig)}
-    assert {s.key for s in SETTINGS if s.key.startswith("record.")} == record
+    for table, of in (("record.", RecordConfig), ("health.", HealthConfig)):
+        fields = {f"{table}{field.name}" for field in dataclasses.fields(of)}
+        assert {s.key for s in SETTINGS if s.key.startswith(table)} == fields
     assert all(s.help.endswith(".") and s.type for s in SETTINGS)
     assert next(s for s in SETTINGS if s.key == "record.weights").choices == (
         "off",

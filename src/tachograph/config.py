@@ -16,12 +16,13 @@ from typing import Any
 from tachograph import config_files
 from tachograph.config_files import ConfigFile
 from tachograph.errors import ConfigError
-from tachograph.settings import SETTINGS, RecordConfig, Setting, read_boolean
+from tachograph.settings import SETTINGS, HealthConfig, RecordConfig, Setting, read_boolean
 from tachograph.values import flatten
 
 __all__ = [
     "SETTINGS",
     "Config",
+    "HealthConfig",
     "Origin",
     "RecordConfig",
     "Setting",
@@ -72,6 +73,8 @@ class Config:
         The config file, if there is one.
     origins : mapping of str to Origin
         Dotted key, such as 'record.every' or 'tags.team', to where its value came from.
+    health : HealthConfig
+        The table ``[health]``.
     """
 
     project: str | None
@@ -83,6 +86,7 @@ class Config:
     record: RecordConfig
     file: Path | None
     origins: Mapping[str, Origin]
+    health: HealthConfig = HealthConfig()
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only views of dicts do not pickle
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -158,7 +162,7 @@ _Layer = dict[str, tuple[Any, Origin]]
 
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 _BY_VARIABLE = {setting.variable: setting for setting in SETTINGS}
-_TABLES = frozenset({"record", "tags"})
+_TABLES = frozenset({"record", "health", "tags"})
 
 
 def _working_directory() -> Path:
@@ -262,6 +266,7 @@ def _nearest(word: str, targets: Mapping[str, str]) -> str:
 def _build(values: _Layer, file: ConfigFile | None) -> Config:
     plain = {key: value for key, (value, _) in values.items()}
     record = {field.name: plain[f"record.{field.name}"] for field in fields(RecordConfig)}
+    health = {field.name: plain[f"health.{field.name}"] for field in fields(HealthConfig)}
     tags = {key.removeprefix("tags."): plain[key] for key in plain if key.startswith("tags.")}
     return Config(
         project=plain["project"],
@@ -273,4 +278,5 @@ def _build(values: _Layer, file: ConfigFile | None) -> Config:
         record=RecordConfig(**record),
         file=file.path if file else None,
         origins=MappingProxyType({key: origin for key, (_, origin) in values.items()}),
+        health=HealthConfig(**health),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from tachograph.registry import resolve_url
 
@@ -159,6 +159,24 @@ def _number(name: str, holds: Callable[[float], bool]) -> Kind:
     return Kind(name, parse, float)
 
 
+def _or_off(kind: Kind) -> Kind:
+    """That kind, or false, which switches off what it is a threshold of."""
+
+    def parse(value: Any, folder: Path) -> Any:
+        return False if value is False else kind.parse(value, folder)
+
+    def read(text: str) -> Any:
+        return False if text.strip().lower() in ("0", "false", "no", "off") else kind.read(text)
+
+    return Kind(f"{kind.name}, or false", parse, read)
+
+
+def _count(value: Any, folder: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError
+    return value
+
+
 def _choice(*choices: str) -> Kind:
     def parse(value: Any, folder: Path) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -170,6 +188,9 @@ def _choice(*choices: str) -> Kind:
 
 _BOOLEAN = Kind("true or false", _boolean, read_boolean)
 _LEVELS = _choice("off", "stats", "full")
+_COUNT = Kind("a whole number above 0", _count, int)
+_POSITIVE = _number("a number above 0", lambda value: value > 0)
+_SHARE = _number("a number above 0, at most 1", lambda value: 0 < value <= 1)
 
 
 # ---------------------------------------------------------------------------- the settings
@@ -182,6 +203,7 @@ class RecordConfig:
     weights: str = "stats"
     gradients: str = "stats"
     every: str | int = "auto"
+    updates: bool = True
     histograms: str | int = "auto"
     snapshots: str | int | tuple[int, ...] = "auto"
     budget: float = 0.02
@@ -193,6 +215,27 @@ class RecordConfig:
     system_interval: float = 10.0
     checkpoints: str = "reference"
     exit_deadline: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """Which rules watch over trainings, and their thresholds: the table ``[health]``.
+
+    A threshold that is False switches its rule off. `SETTINGS` says what each key means.
+    """
+
+    enabled: bool = True
+    nan: bool = True
+    vanishing_gradient: float | Literal[False] = 1e-5
+    exploding_gradient: float | Literal[False] = 100.0
+    dead_units: float | Literal[False] = 0.95
+    frozen_weights: int | Literal[False] = 10
+    update_ratio_high: float | Literal[False] = 0.25
+    update_ratio_low: float | Literal[False] = 1e-8
+    divergence: float | Literal[False] = 3.0
+    plateau: int | Literal[False] = 2000
+    stalled: float | Literal[False] = 300.0
+    patience: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +279,10 @@ def _record(name: str, kind: Kind, text: str) -> Setting:
     return Setting(f"record.{name}", kind, getattr(RecordConfig(), name), text)
 
 
+def _health(name: str, kind: Kind, text: str) -> Setting:
+    return Setting(f"health.{name}", kind, getattr(HealthConfig(), name), text)
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "project", Kind("text", _text), None, "Project of the runs; else the working folder's name."
@@ -273,6 +320,11 @@ SETTINGS: tuple[Setting, ...] = (
         "Steps between records of tensors; auto keeps to the budget.",
     ),
     _record(
+        "updates",
+        _BOOLEAN,
+        "Record what each step changed of the weights; takes the memory of a copy of them.",
+    ),
+    _record(
         "histograms",
         Kind("'auto', 'off' or a whole number above 0", _interval_or_off, _read_interval),
         "Steps between histograms of tensors; auto keeps to the budget.",
@@ -285,7 +337,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _record(
         "budget",
-        _number("a number above 0, at most 1", lambda value: 0 < value <= 1),
+        _SHARE,
         "Share of the training time that recording may take.",
     ),
     _record(
@@ -316,6 +368,58 @@ SETTINGS: tuple[Setting, ...] = (
         "exit_deadline",
         _number("seconds, 0 or more", lambda value: value >= 0),
         "Seconds that the last transfer to the stores may take at exit.",
+    ),
+    _health("enabled", _BOOLEAN, "Look for signs of a training that goes wrong."),
+    _health("nan", _BOOLEAN, "NaN or infinite weights, gradients and losses."),
+    _health(
+        "vanishing_gradient",
+        _or_off(_SHARE),
+        "Gradients of the first layers are below this share of those of the last ones.",
+    ),
+    _health(
+        "exploding_gradient",
+        _or_off(_POSITIVE),
+        "The norm of the gradients is over this many times its usual value.",
+    ),
+    _health(
+        "dead_units",
+        _or_off(_SHARE),
+        "At least this share of a layer's units has a gradient of exactly zero.",
+    ),
+    _health(
+        "frozen_weights",
+        _or_off(_COUNT),
+        "A layer has not changed for this many records while others did.",
+    ),
+    _health(
+        "update_ratio_high",
+        _or_off(_POSITIVE),
+        "Updates are larger than this share of the weights.",
+    ),
+    _health(
+        "update_ratio_low",
+        _or_off(_POSITIVE),
+        "Updates are smaller than this share of the weights from the start.",
+    ),
+    _health(
+        "divergence",
+        _or_off(_number("a number above 1", lambda value: value > 1)),
+        "The training's loss is over this many times its first values.",
+    ),
+    _health(
+        "plateau",
+        _or_off(_COUNT),
+        "The training's loss has not improved over this many values from its first one.",
+    ),
+    _health(
+        "stalled",
+        _or_off(_POSITIVE),
+        "Seconds without a new point in an idle process; six times as many in a busy one.",
+    ),
+    _health(
+        "patience",
+        _COUNT,
+        "Records in a row that must show vanishing gradients or dead units.",
     ),
 )
 """Every setting, in the order of the documentation."""

@@ -156,7 +156,7 @@ def config(as_json: JsonOption = False) -> None:
     rows = []
     for setting in SETTINGS:
         section, _, key = setting.key.rpartition(".")
-        value = getattr(loaded.record if section == "record" else loaded, key)
+        value = getattr(getattr(loaded, section) if section else loaded, key)
         value = dict(value) if setting.key == "tags" else value
         origin = loaded.origins.get(setting.key)
         if setting.key == "tags":
