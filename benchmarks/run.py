@@ -15,7 +15,17 @@ import time
 
 from common import Busy, Options, Result
 
-SUBJECTS = ("log", "store", "start", "query", "training", "memory", "peers")
+SUBJECTS = (
+    "log",
+    "store",
+    "start",
+    "query",
+    "training",
+    "memory",
+    "peers",
+    "tensors_torch",
+    "tensors_xgboost",
+)
 _VERDICT = {None: "", True: "met", False: "MISSED"}
 
 

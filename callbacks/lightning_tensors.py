@@ -102,6 +102,7 @@ class LightningTensors:
             settings = Settings(
                 weights=self._recording.level("weights"),
                 gradients=self._recording.level("gradients"),
+                updates=self._run.config.record.updates,
                 context=own,
                 metric_context=_TRAIN | own,
                 clips=_clips(trainer, module),

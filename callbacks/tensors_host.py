@@ -76,6 +76,7 @@ class Meter:
     def __init__(self) -> None:
         self._is_zero = np.empty(_PIECE, np.bool_)
         self._ones = {np.dtype(kind): np.ones(_PIECE, kind) for kind in (np.float32, np.float64)}
+        self._update = {kind: np.empty(_PIECE, kind) for kind in self._ones}
 
     def measure(self, array: Array) -> Numbers:
         """Statistics of an array of numbers of any shape and layout."""
@@ -93,7 +94,8 @@ class Meter:
         with np.errstate(all="ignore"):
             for piece, earlier in zip(_pieces(flat), _pieces(before), strict=True):
                 self._add(weight, piece)
-                self._add(update, piece - earlier)
+                out = self._update[piece.dtype][: piece.size]
+                self._add(update, np.subtract(piece, earlier, out=out))
             return (
                 _finish(weight, lambda: _pieces(flat)),
                 _finish(update, lambda: map(_difference, _pieces(flat), _pieces(before))),

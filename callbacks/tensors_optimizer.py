@@ -33,6 +33,8 @@ class Settings:
     ----------
     weights, gradients : str
         'off', 'stats' or 'full'.
+    updates : bool
+        Whether updates of the weights are recorded with them; takes a copy of the weights.
     context : mapping
         What sets these tensors apart from those of another optimizer.
     metric_context : mapping
@@ -47,6 +49,7 @@ class Settings:
 
     weights: str = "stats"
     gradients: str = "stats"
+    updates: bool = True
     context: Mapping[str, Any] = field(default_factory=dict)
     metric_context: Mapping[str, Any] = field(default_factory=dict)
     clips: bool = False
@@ -113,6 +116,7 @@ class OptimizerWatch:
         self._copies: list[Any] = []  # memory for the weights before a step
         self._old: list[Any] | None = None
         self._waiting: deque[StepRecord] = deque()
+        self._kept_step = -1  # of the last snapshot
 
     # ------------------------------------------------------------------ what happens in a step
 
@@ -139,7 +143,7 @@ class OptimizerWatch:
         """Keep the weights as they are before the step."""
         self._is_begun = True
         step = self._step
-        if step is not None and self._settings.weights != "off":
+        if step is not None and self._settings.weights != "off" and self._settings.updates:
             with _timed(step):
                 self._old = self._copy([member.part for member in self._weights()])
 
@@ -197,8 +201,7 @@ class OptimizerWatch:
             step = StepRecord(where, Plan(histograms=True, snapshot=False), self._number)
             self._measure_weights(step, ())
             step.log(self._run, self._settings.metric_context)
-        if "full" in (self._settings.weights, self._settings.gradients):
-            self._snapshot(where[0])
+        self._snapshot(where[0])
         self._copies, self._old = [], None
 
     def _finish(self, step: StepRecord) -> None:
@@ -210,6 +213,9 @@ class OptimizerWatch:
         self._schedule.spent(step.number, moments, histograms, step.snapshot_seconds)
 
     def _snapshot(self, step: int) -> float:
+        if step == self._kept_step:
+            return 0.0
+        self._kept_step = step
         seconds, started = 0.0, perf_counter()
         levels = {"weights": self._settings.weights, "gradients": self._settings.gradients}
         for kind, members in (("weights", self._weights()), ("gradients", self._gradients())):

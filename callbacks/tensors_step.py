@@ -142,6 +142,8 @@ class StepRecord:
             if part.kind == "gradient":
                 name = "gradient_norm_clipped" if part.stage == "clipped" else "gradient_norm"
                 squares[name] = squares.get(name, 0.0) + _square_of_norm(numbers)
+        if any('"scope"' in key.context for part in self._parts for key in part.keys):
+            metric_context = {**metric_context, "scope": "rank"}  # a norm of what is here
         for name, square in squares.items():
             run.log({name: math.sqrt(square)}, step, epoch=epoch, context=metric_context)
 

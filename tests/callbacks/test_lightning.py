@@ -140,7 +140,7 @@ def test_step_epoch_and_validation_values(config: dict[str, Any], record: Read) 
     fit([LightningCallback(config=config)])
     read = record()
     assert read.metrics() == {
-        *((name, TRAIN) for name in ("loss_step", "loss_epoch", "lr")),
+        *((name, TRAIN) for name in ("loss_step", "loss_epoch", "lr", "gradient_norm")),
         *((f"time/{name}_seconds", TRAIN) for name in ("step", "data", "epoch")),
         ("val_loss", VAL),
         ("time/epoch_seconds", VAL),

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import tachograph
+
 pytest.importorskip("lightning")
 
 from tachograph.testing.callback_contract import Record
@@ -32,6 +34,7 @@ SCRIPT = textwrap.dedent(
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # no orphan outlives what started it
     warnings.filterwarnings("ignore")
     import torch, lightning.pytorch as pl
+    from lightning.pytorch.strategies import ModelParallelStrategy
     from torch.utils.data import DataLoader, TensorDataset
     from tachograph import start_run
     from tachograph.callbacks import LightningCallback
@@ -42,7 +45,14 @@ SCRIPT = textwrap.dedent(
     class Net(pl.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = torch.nn.Linear(4, 1)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 1))
+
+        def configure_model(self):
+            if options["strategy"] == "shard":
+                from torch.distributed.fsdp import fully_shard
+
+                for part in (*self.net, self.net):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, batch, batch_idx):
             if options.get("fail") == self.global_rank and batch_idx == 2:
@@ -67,16 +77,20 @@ SCRIPT = textwrap.dedent(
         pl.seed_everything(3, verbose=False)
         x = torch.rand(32, 4)
         data = DataLoader(TensorDataset(x), batch_size=4)
-        callback = LightningCallback(config=options["config"])
+        callback = LightningCallback(config=options["config"], **options.get("keywords", {}))
+        strategy = options["strategy"]
+        if strategy == "shard":
+            strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         trainer = pl.Trainer(
-            max_epochs=2, accelerator="cpu", devices=2, strategy=options["strategy"],
+            max_epochs=2, accelerator="cpu", devices=2, strategy=strategy,
             callbacks=[callback] if options.get("callback", True) else [], logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         )
         net = Net()
         trainer.fit(net, data, data)
         if trainer.is_global_zero and "weights" in options:
-            torch.save(net.state_dict(), options["weights"])
+            own = {n: getattr(t, "to_local", lambda t=t: t)() for n, t in net.state_dict().items()}
+            torch.save(own, options["weights"])
 
     if __name__ == "__main__":
         for _ in range(options.get("fits", 1)):
@@ -175,14 +189,77 @@ def test_failure_of_a_rank(
         assert any("planted" in row["message"] for row in read.rows("events", kind="error"))
 
 
-def test_weights_are_unchanged(config: dict[str, Any], tmp_path: Path) -> None:
-    """Two ranks end with the same bits with and without the callback."""
+EACH_STEP = {"every": 1, "weights": "full"}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "shard"])
+def test_weights_are_unchanged(config: dict[str, Any], tmp_path: Path, strategy: str) -> None:
+    """Two ranks end with the same bits with and without the callback, and all it records."""
     import torch
 
     weights = []
     for callback in (False, True):
         path = str(tmp_path / f"{callback}.pt")
-        options = {"callback": callback, "weights": path, "strategy": "ddp"}
-        assert launch(tmp_path, config=config, **options) == 0
-        weights.append(torch.load(path)["net.weight"].numpy().tobytes())
+        options = {"callback": callback, "weights": path, "strategy": strategy}
+        assert launch(tmp_path, config=config, keywords=EACH_STEP, **options) == 0
+        state = torch.load(path, weights_only=True)
+        weights.append([tensor.numpy().tobytes() for tensor in state.values()])
     assert weights[0] == weights[1]
+
+
+def test_tensors_of_ranks_that_hold_the_same(
+    config: dict[str, Any], record: Read, tmp_path: Path
+) -> None:
+    """What all ranks hold alike is recorded once, by rank 0: gradients as they are reduced."""
+    assert launch(tmp_path, config=config, strategy="ddp", keywords=EACH_STEP) == 0
+    rows = record().rows("tensors")
+    assert len(rows) == 8 * 3 * 4  # steps, kinds, parameters
+    assert {row["rank"] for row in rows} == {0}
+    assert {row["context"] for row in rows} == {"{}"}
+
+
+def test_tensors_of_ranks_that_hold_parts(
+    config: dict[str, Any], record: Read, tmp_path: Path
+) -> None:
+    """Each rank records its part, and the query puts the parts together."""
+    assert launch(tmp_path, config=config, strategy="shard", keywords=EACH_STEP) == 0
+    read = record()
+    rows = read.rows("tensors", step=8, kind="weight")
+    assert {row["context"] for row in rows} == {'{"scope":"rank"}'}
+    assert {row["rank"]: row["shape"] for row in rows if row["name"] == "net.0.weight"} == {
+        0: "[3,4]",
+        1: "[2,4]",
+    }
+    assert {row["logical_shape"] for row in rows if row["name"] == "net.0.weight"} == {"[5,4]"}
+    check_whole(read, rows)
+
+
+def check_whole(read: Record, rows: list[Any]) -> None:
+    """What the query says of whole weights is so of the snapshots that the ranks left of them."""
+    import numpy as np
+    from safetensors.numpy import load
+
+    store = tachograph.open(read.url)
+    run_id = rows[0]["run_id"]
+    parts = []
+    for artifact in store.artifacts(run_id).to_pylist():
+        if artifact["step"] != rows[0]["step"]:
+            continue
+        with store.open_artifact(artifact["sha256"]) as file:
+            parts.append(load(file.read()))
+    assert len(parts) == 2
+    whole = store.tensors(run_id, kind="weight", step=8).to_pylist()
+    assert len(whole) == 4
+    for row in whole:
+        values = np.concatenate(
+            [part[row["name"]].ravel() for part in parts if row["name"] in part]
+        )
+        values = values.astype(np.float64)
+        assert row["size"] == values.size
+        assert (row["min"], row["max"]) == (values.min(), values.max())
+        for name, value in (
+            ("mean", values.mean()),
+            ("std", values.std()),
+            ("l2", np.linalg.norm(values)),
+        ):
+            assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-7)
