@@ -16,8 +16,11 @@ from typing import Any, TypeVar, Unpack
 import sklearn
 
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
-from tachograph.callbacks.sklearn_fit import Fit, Place
-from tachograph.callbacks.sklearn_tasks import Tasks, is_iteration
+from tachograph.callbacks.sklearn_fit import Fit
+from tachograph.callbacks.sklearn_iterations import is_iteration
+from tachograph.callbacks.sklearn_place import Place
+from tachograph.callbacks.sklearn_tasks import Tasks
+from tachograph.callbacks.sklearn_tensors import Settings
 from tachograph.callbacks.sklearn_track import current_fit, observe
 
 E = TypeVar("E")
@@ -72,7 +75,8 @@ class SklearnCallback:
             return  # `track` records it already, and sees more
         run = self._recording.open(FRAMEWORK)
         if self._recording.active:
-            self._tasks.open(context, Fit(Place(run), owns_run=self._recording.owned))
+            place = Place(run, settings=Settings.of(self._recording))
+            self._tasks.open(context, Fit(place, owns_run=self._recording.owned))
 
     @hook
     def _close(self, context: Any, error: BaseException | None) -> None:

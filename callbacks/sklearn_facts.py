@@ -23,6 +23,7 @@ SERIES = (
     "oob_improvement_",
     "oob_scores_",
     "lower_bounds_",
+    "estimator_errors_",
 )
 """Attributes in which estimators keep a value per iteration."""
 

@@ -1,4 +1,4 @@
-"""What is recorded of a fit, of the fits inside it, and of a search, however they are observed.
+"""What is recorded of a fit and of the fits inside it, however they are observed.
 
 Knows runs and the attributes of estimators; not how a fit comes to be seen.
 """
@@ -6,60 +6,43 @@ Knows runs and the attributes of estimators; not how a fit comes to be seen.
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import itertools
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from tachograph.callbacks.sklearn_epochs import watch
 from tachograph.callbacks.sklearn_facts import (
     is_search,
     learned,
-    named,
     numbers,
     parameters,
     series,
     shape,
 )
+from tachograph.callbacks.sklearn_iterations import listen
+from tachograph.callbacks.sklearn_learned import coefficients, step_of_best
+from tachograph.callbacks.sklearn_place import Place, guard
+from tachograph.callbacks.sklearn_search import Search
+from tachograph.callbacks.sklearn_tensors import Tensor, Tensors
+from tachograph.callbacks.sklearn_trees import (
+    MOST_IN_A_FOLD,
+    MOST_TREES,
+    importances,
+    tree_series,
+)
 from tachograph.identity import derived_id
 from tachograph.run import Run, status_of
-from tachograph.start import attach_run
 
 
-@contextlib.contextmanager
-def guard(run: Run, where: str) -> Iterator[None]:
-    """Keep what goes wrong in recording from the training."""
-    try:
-        yield
-    except Exception as error:
-        run.report_problem(error, f"SklearnCallback, {where}")
+class Removable(Protocol):
+    """What observes an estimator while it fits."""
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a fit is recorded. Pickles, so that a worker process records there too.
-
-    Attributes
-    ----------
-    run : Run
-    context : mapping or None
-        Inside a fold fits are told apart by the context of their metrics, because a run for
-        each step of each fold of each candidate would be more than anybody can look at.
-        Elsewhere None, and each step has a run.
-    """
-
-    run: Run
-    context: Mapping[str, Any] | None = None
-
-    def below(self, name: str) -> Place:
-        """The place of a step inside a fold."""
-        outer = self.context or {}
-        path = f"{outer['step']}/{name}" if "step" in outer else name
-        return Place(self.run, {**outer, "step": path})
+    def remove(self) -> None:
+        """Leave the estimator as it was."""
+        ...
 
 
 class Fit:
@@ -79,6 +62,9 @@ class Fit:
         The candidates, if the estimator is a search.
     includes_scoring : bool
         Whether its end was seen only after the scoring that follows.
+    goes_on : bool
+        Whether the estimator is fitted in many calls, as by `partial_fit`.
+    tensors : Tensors
     subject : callable
         Gives the estimator, None when it is gone.
     """
@@ -99,6 +85,8 @@ class Fit:
         self.ordinal = ordinal
         self.search: Search | None = None
         self.includes_scoring = False
+        self.goes_on = False
+        self.tensors = Tensors(place.run, place.settings, place.context)
         self.is_open = True
         self.started = time.perf_counter()
         self.subject: Callable[[], Any] = _nothing
@@ -107,6 +95,9 @@ class Fit:
         self._counts: dict[str, itertools.count[int]] = {}
         self._runs: dict[str, Run] = {}
         self._unlearned: dict[str, Run] = {}
+        self._told: dict[str, int] = {}
+        self._observers: list[Removable] = []
+        self._before: Any = None
 
     # ------------------------------------------------------------------ inside
 
@@ -116,10 +107,10 @@ class Fit:
         if self.place.context is not None:
             return Fit(self.place.below(name), ordinal=ordinal)
         if name in self._runs:  # fitted again: its run tells the first fit, its metrics all
-            return Fit(Place(self._runs[name]), ordinal=ordinal)
+            return Fit(self.place.at(self._runs[name]), ordinal=ordinal)
         run = self.run.child("step", name, run_id=derived_id(self.run.run_id, name))
         self._runs[name] = run
-        return Fit(Place(run), owns_run=True, ordinal=ordinal, outer=self, name=name)
+        return Fit(self.place.at(run), owns_run=True, ordinal=ordinal, outer=self, name=name)
 
     def again(self) -> None:
         """The same estimator goes on, as `partial_fit` does."""
@@ -139,11 +130,48 @@ class Fit:
             self.run.log_params(parameters(estimator, deep=deep), source="framework")
         self.started = time.perf_counter()
 
-    def iteration(self, number: int, seconds: float, coefficients: Any) -> None:
-        """One iteration of a solver: how long it took, and how large the weights are."""
-        flat = coefficients.reshape(-1)
+    def watch(self, estimator: Any, *, listening: bool) -> None:
+        """See the estimator at work, until `stop_observing`.
+
+        With `listening` also through scikit-learn's callbacks, where nobody else does.
+        """
+        try:
+            watch(estimator, self._in[0], self)
+            if listening:
+                listen(estimator, self)
+        except Exception:
+            self.stop_observing()
+            raise
+
+    def observe(self, observer: Removable) -> None:
+        """Keep what observes the estimator, to remove it at the end."""
+        self._observers.append(observer)
+
+    def stop_observing(self) -> None:
+        """Leave the estimator as it was. A second call does nothing."""
+        while self._observers:
+            self._observers.pop().remove()
+
+    def guard(self, where: str) -> contextlib.AbstractContextManager[None]:
+        """Keep what goes wrong in recording from the training."""
+        return guard(self.run, where)
+
+    def tell(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of an iteration, that the end of the fit need not record again."""
+        self.run.log(metrics, step=step, context=self.place.context)
+        self._told.update(dict.fromkeys(metrics, step + 1))
+
+    def iteration(self, number: int, seconds: float, fitted: Any) -> None:
+        """One iteration of a solver: how long it took, and the weights that it has reached."""
+        flat = fitted.coef_.reshape(-1)
         metrics = {"time/iteration_seconds": seconds, "coef_norm": float(flat @ flat) ** 0.5}
         self.run.log(metrics, step=number, context=self.place.context)
+        weights = {"coef_": fitted.coef_, "intercept_": fitted.intercept_}
+        old, self._before = self._before or {}, weights  # the arrays of each iteration are new
+        plan = self.tensors.plan(number, 2 * flat.size)
+        if plan is not None:
+            tensors = [Tensor("weight", name, weights[name], old.get(name)) for name in weights]
+            self.tensors.record(number, plan, tensors)
 
     def produced(self, X: Any) -> None:
         """The estimator has made `X` of its input."""
@@ -158,6 +186,9 @@ class Fit:
             return
         self.is_open = False
         seconds = time.perf_counter() - self.started
+        self._before = None
+        with guard(self.run, "end of a fit"):
+            self.stop_observing()
         with guard(self.run, "end of a fit"):
             self._log_facts(estimator, seconds, error)
         if self.owns_run:
@@ -182,10 +213,30 @@ class Fit:
         if found := numbers(estimator):
             self.run.log(found, step=self.ordinal, context=context)
         for name, values in series(estimator):
-            for number, value in enumerate(values):
-                self.run.log({name: value}, step=number, context=context)
+            for number in range(self._told.get(name, 0), len(values)):
+                self.tell({name: values[number]}, number)
+        self._log_trees(estimator)
+        self._log_tensors(estimator)
         if self._tells_all:
             self._log_learned(estimator)
+
+    def _log_trees(self, estimator: Any) -> None:
+        most = MOST_TREES if self.place.context is None else MOST_IN_A_FOLD
+        if "trees/depth" not in self._told:
+            for number, metrics in tree_series(estimator, most):
+                self.run.log(metrics, step=number, context=self.place.context)
+        if self._tells_all:
+            for feature, metrics in importances(estimator):
+                self.run.log(metrics, step=0, context={"feature": feature})
+
+    def _log_tensors(self, estimator: Any) -> None:
+        """Record the weights that the fit has led to, at the step of its last iteration."""
+        if not self.tensors.settings.wants("weight"):
+            return
+        weights = coefficients(estimator, self._in[0])
+        last = self.tensors.last_step
+        step = self.ordinal if last is None else step_of_best(estimator, last)
+        self.tensors.record_final(step, weights, goes_on=self.goes_on)
 
     def _log_learned(self, estimator: Any) -> None:
         if found := learned(estimator):
@@ -220,150 +271,3 @@ class Fit:
 
 def _nothing() -> None:
     return None
-
-
-def _count_folds(evaluate: Callable[..., Any], estimator: Any) -> int:
-    """How many folds each candidate will have.
-
-    Before scikit-learn 1.9 only the function itself knows: the attribute is set at the end, and
-    that of an earlier fit may be another.
-    """
-    known = inspect.getclosurevars(evaluate).nonlocals
-    return int(known.get("n_splits", None) or estimator.n_splits_)
-
-
-class Search:
-    """The candidates of a search in progress, each a run, and their folds.
-
-    Pickles without its runs: a worker process attaches to the one that it needs.
-
-    Parameters
-    ----------
-    place : Place
-        Of the search itself.
-    template : int
-        `id` of the estimator that the candidates are cloned from.
-    """
-
-    def __init__(self, place: Place, template: int) -> None:
-        self.place = place
-        self.template = template
-        self.base: int | None = None  # id of the clone that all candidates are clones of
-        self.n_splits = 1
-        self._first = 0
-        self._runs: list[Run] = []
-        self._all: list[Run] = []
-        self._tasks = itertools.count()
-        self._waiting = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("place", "template", "base", "n_splits", "_first", "_waiting")
-        return {name: self.__dict__[name] for name in kept} | {"_runs": [], "_all": []}
-
-    def watch(self, evaluate: Callable[..., Any], estimator: Any) -> Callable[..., Any]:
-        """The function by which a search evaluates candidates, observed."""
-
-        @functools.wraps(evaluate)
-        def evaluate_candidates(candidate_params: Any, *args: Any, **kwargs: Any) -> Any:
-            candidates = list(candidate_params)
-            with guard(self.place.run, "candidates"):
-                self._begin(candidates, _count_folds(evaluate, estimator))
-            results = evaluate(candidates, *args, **kwargs)
-            self._waiting = 0
-            with guard(self.place.run, "scores"):
-                self._score(results)
-            return results
-
-        return evaluate_candidates
-
-    def _begin(self, candidates: Sequence[Mapping[str, Any]], n_splits: int) -> None:
-        self._first += len(self._runs)
-        self.n_splits = n_splits
-        self._runs = []
-        self._tasks = itertools.count()
-        if self.place.context is None:
-            for index, params in enumerate(candidates, self._first):
-                run_id, name = self._identity(index)
-                run = self.place.run.child("candidate", name, run_id=run_id)
-                run.log_params(named(params), source="framework")
-                self._runs.append(run)
-            self._all += self._runs
-        self._waiting = len(candidates) * n_splits
-
-    def _identity(self, index: int) -> tuple[str, str]:
-        name = f"candidate-{index}"
-        return derived_id(self.place.run.run_id, name), name
-
-    def next_fold(self) -> Place | None:
-        """The place of the next candidate and fold in order, None where all are given out."""
-        task = next(self._tasks)
-        return self.fold(task) if task < self._waiting else None
-
-    def fold(self, task: int) -> Place:
-        """The place of a candidate's fold; `task` counts the folds of all candidates."""
-        local, fold = divmod(task, self.n_splits)
-        run_id, name = self._identity(self._first + local)
-        if self.place.context is not None:
-            return self.place.below(f"{name}/fold-{fold}")
-        if self._runs:
-            return Place(self._runs[local], {"fold": fold})
-        facts = {
-            "run_id": run_id,
-            "kind": "candidate",
-            "name": name,
-            "parent_id": self.place.run.run_id,
-            "root_id": self.place.run.root_id,
-            "by_user": False,
-        }
-        return Place(attach_run(self.place.run.config, facts), {"fold": fold})
-
-    # ------------------------------------------------------------------ results
-
-    def _score(self, results: Mapping[str, Any]) -> None:
-        scorers = [key[10:] for key in results if key.startswith("mean_test_")]
-        for index, run in enumerate(self._runs, self._first):
-            means = [float(results[f"mean_test_{scorer}"][index]) for scorer in scorers]
-            for scorer, mean in zip(scorers, means, strict=True):
-                self._log_scores(run, results, scorer, index, mean)
-            times = {
-                f"time/mean_{what}_seconds": float(results[f"mean_{what}_time"][index])
-                for what in ("fit", "score")
-            }
-            run.log(times, step=0)
-            if "n_resources" in results:  # of successive halving
-                halving = {key: int(results[key][index]) for key in ("iter", "n_resources")}
-                run.log_params(halving, source="framework")
-            failed = bool(means) and all(mean != mean for mean in means)
-            problem = "not every fold has a score" if failed else None
-            run.finish("failed" if failed else "finished", problem, wait=False)
-
-    def _log_scores(
-        self, run: Run, results: Mapping[str, Any], scorer: str, index: int, mean: float
-    ) -> None:
-        summary = {f"{scorer}/mean_test": mean}
-        for what in ("std", "rank"):
-            summary[f"{scorer}/{what}_test"] = float(results[f"{what}_test_{scorer}"][index])
-        run.log(summary, step=0)
-        for phase in ("test", "train"):
-            for fold in range(self.n_splits):
-                values = results.get(f"split{fold}_{phase}_{scorer}")
-                if values is not None:
-                    context = {"fold": fold, "phase": phase}
-                    run.log({scorer: float(values[index])}, step=fold, context=context)
-
-    def close(self, estimator: Any, error: BaseException | None) -> None:
-        """The search is over: record the best candidate, and end what is still open."""
-        for run in self._all:
-            run.finish(status_of(error), wait=False)
-        index = getattr(estimator, "best_index_", None)
-        if index is None or error is not None:
-            return
-        run, context = self.place.run, self.place.context
-        best = {"best_index": float(index)}
-        if hasattr(estimator, "best_score_"):
-            best["best_score"] = float(estimator.best_score_)
-        run.log(best, step=0, context=context)
-        if context is None:
-            run.log_params({"best": named(estimator.best_params_)}, source="framework")
-            run.set_tags({"best_candidate": self._identity(int(index))[1]})
-            self._all[int(index)].set_tags({"best": "true"})

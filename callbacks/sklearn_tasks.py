@@ -11,7 +11,9 @@ import time
 import uuid
 from typing import Any
 
-from tachograph.callbacks.sklearn_fit import Fit, Search
+from tachograph.callbacks.sklearn_fit import Fit
+from tachograph.callbacks.sklearn_iterations import is_iteration
+from tachograph.callbacks.sklearn_search import Search
 
 Key = tuple[uuid.UUID, tuple[int, ...]]
 _GROUPS = ("search", "halving-iteration")  # tasks that only hold other tasks
@@ -58,6 +60,8 @@ class Tasks:
         self._fits[key] = fit
         fitted = _fitted(estimator, context)
         fit.begin(fitted, X, deep=context.parent is None)
+        with fit.guard("begin of a fit"):
+            fit.watch(fitted, listening=False)
         steps = getattr(fitted, "steps", None)
         if steps:
             self._last_name[key] = steps[-1][0]
@@ -99,7 +103,7 @@ class Tasks:
         if fit is None or estimator is None:  # one without an estimator trails the last
             return
         seconds = time.perf_counter() - self._thread.started
-        fit.iteration(context.task_id, seconds, estimator.coef_)
+        fit.iteration(context.task_id, seconds, estimator)
 
     def end(self, estimator: Any, context: Any, X: Any) -> None:
         """A task ends well, or a fold in whatever way."""
@@ -168,10 +172,6 @@ def _key(context: Any) -> Key:
         path.append(node.task_id)
         node = node.parent
     return context.root_uuid, tuple(reversed(path))
-
-
-def is_iteration(context: Any) -> bool:
-    return bool(context.task_name.endswith("-iter"))
 
 
 def _is_merged(context: Any) -> bool:

@@ -27,9 +27,11 @@ from tachograph.callbacks.sklearn_class import (
     set_class,
 )
 from tachograph.callbacks.sklearn_facts import is_estimator, parameters
-from tachograph.callbacks.sklearn_fit import Fit, Place, guard
+from tachograph.callbacks.sklearn_fit import Fit
+from tachograph.callbacks.sklearn_place import Place, guard
+from tachograph.callbacks.sklearn_tensors import Settings
 from tachograph.current import using
-from tachograph.run import Run, status_of
+from tachograph.run import status_of
 from tachograph.start import InertRun
 from tachograph.warning import warn_once
 
@@ -83,20 +85,22 @@ class Session:
     outermost: int
     folds: itertools.count[int] = field(default_factory=itertools.count)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    cross_validation: tuple[Run, bool] | None = None
+    cross_validation: tuple[Place, bool] | None = None
 
-    def open(self) -> tuple[Run, bool]:
-        """A run for a fit that is inside no other, and whether it ends with it."""
+    def open(self) -> tuple[Place, bool]:
+        """A place for a fit that is inside no other, and whether its run ends with it."""
         with self.lock:
-            return self.recording.open(self.framework), self.recording.owned
+            run = self.recording.open(self.framework)
+            return Place(run, settings=Settings.of(self.recording)), self.recording.owned
 
     def fold_place(self, estimator: Any, fold: int) -> Place:
         """The place of a fold of a cross-validation that is a function, not an estimator."""
         with self.lock:
             if self.cross_validation is None:
-                self.cross_validation = run, _ = self.open()
-                run.log_params(parameters(estimator, deep=True), source="framework")
-        return Place(self.cross_validation[0], {"fold": fold})
+                self.cross_validation = place, _ = self.open()
+                place.run.log_params(parameters(estimator, deep=True), source="framework")
+            place = self.cross_validation[0]
+        return place.at(place.run, {"fold": fold})
 
     def close(self, error: BaseException | None) -> None:
         """Give every estimator its own class back, and end what the block left open."""
@@ -106,7 +110,7 @@ class Session:
                     ticket.ongoing[0].run.finish(status_of(error), error, wait=False)
                 _release(key, ticket)
         if self.cross_validation is not None and self.cross_validation[1]:
-            self.cross_validation[0].finish(status_of(error), error, wait=False)
+            self.cross_validation[0].run.finish(status_of(error), error, wait=False)
 
 
 # ---------------------------------------------------------------------------- in and out
@@ -323,6 +327,8 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     if ticket is not None:
         with contextlib.suppress(TypeError):  # a list, say
             ticket.trained_on = weakref.ref(X)
+    with fit.guard("begin of a fit"):
+        fit.watch(instance, listening=True)
     return fit
 
 
@@ -352,13 +358,14 @@ def _find_outermost(
     if method == "partial_fit" and ticket.ongoing is not None:
         ticket.ongoing[0].again()
         return ticket.ongoing[0], False
-    run, owned = session.open()
-    if isinstance(run, InertRun):
+    place, owned = session.open()
+    if isinstance(place.run, InertRun):
         return None, False
-    fit = Fit(Place(run), owns_run=owned)
+    fit = Fit(place, owns_run=owned)
     ticket.scored = fit.place
     if method == "partial_fit":
         fit.owns_run = False  # it ends with the block
+        fit.goes_on = True
         ticket.ongoing = fit, owned
     return fit, True
 
@@ -372,6 +379,8 @@ def _leave(
         fit.end(instance, error)
     except Exception as problem:
         _report(ticket, problem)
+    finally:
+        fit.stop_observing()
 
 
 def _observe_search(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
