@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tachograph import host, registry
 from tachograph.config import Config
@@ -24,6 +24,9 @@ from tachograph.journal import PART_BYTES, JournalWriter, SeriesHandle, part_pat
 from tachograph.journal_reader import list_parts
 from tachograph.records import Row, Series, uuid7
 from tachograph.warning import forget_warnings, say, warn_once
+
+if TYPE_CHECKING:
+    from tachograph.health.monitor import Monitor
 
 TICK_SECONDS = 1.0
 _MUCH_WAITING = 10 << 30
@@ -231,6 +234,7 @@ class _Drain:
             Sink(url, recorder.folder, journal.writer, journal.now_us)
             for url in recorder.config.backend
         ]
+        self._monitor: Monitor | None = None  # made by the thread, which alone uses it
         self._stop = False
         self._progress = threading.Condition()
         self._synced_seq = 0
@@ -262,8 +266,13 @@ class _Drain:
         return all(sink.confirmed >= target for sink in self._sinks)
 
     def gather(self, timeout: float) -> None:
-        """Wait until nothing waits in the background, at most `timeout` seconds."""
+        """Wait until nothing waits in the background, at most `timeout` seconds.
+
+        What is wrong with the runs by then is recorded too.
+        """
         deadline = time.monotonic() + timeout
+        if self.alive:
+            self._recorder.in_background(self._examine)
         with self._progress:
             while self.alive and self._recorder.has_background:
                 left = deadline - time.monotonic()
@@ -317,15 +326,32 @@ class _Drain:
             for task in tuple(recorder.each_tick):
                 _run_task(task)
             self._look_after(journal)
+            _run_task(self._examine)
         self._sync(journal)
         seal, self.seal_wanted = self.seal_wanted or stop, False
         for sink in self._sinks:
             sink.step(seal=seal)
         if journal.waiting_parts:
-            journal.delete_parts(min((s.confirmed for s in self._sinks), default=0))
+            journal.delete_parts(self._read_by_all())
         if not self._orphans_drained and not stop:
             self._orphans_drained = True
             drain_orphans(recorder.folder, recorder.config.backend, wait=0.0)
+
+    def _examine(self) -> None:
+        """Look at the health of what was recorded; what is found goes into the same journal."""
+        settings = self._recorder.config.health
+        if not settings.enabled or self._stop:  # the journal has ended
+            return
+        if self._monitor is None:
+            from tachograph.health.monitor import Monitor  # a start does without
+
+            self._monitor = Monitor(self._journal, settings)
+        self._monitor.step()
+
+    def _read_by_all(self) -> int:
+        """Up to which record nobody needs the journal any more."""
+        read = min((sink.confirmed for sink in self._sinks), default=0)
+        return read if self._monitor is None else int(min(read, self._monitor.seen))
 
     def _look_after(self, journal: JournalWriter) -> None:
         journal.check_clock()
@@ -367,7 +393,7 @@ _lock = threading.RLock()  # a signal handler may start a run in the middle of a
 
 def get_recorder(config: Config) -> Recorder:
     """The recorder of this process for a configuration's stores; made on first use."""
-    key = (config.backend, config.journal, config.record.durability)
+    key = (config.backend, config.journal, config.record.durability, config.health)
     with _lock:
         recorder = _by_destination.get(key)
         if recorder is None:
