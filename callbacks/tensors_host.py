@@ -119,13 +119,13 @@ def histogram(array: Array) -> list[tuple[int, int]]:
     for piece in _pieces(flat):
         bits = _as_float32(piece).view(np.uint32)
         counts += np.bincount(bits >> 21, minlength=RAW_BINS)
-    counts[LAST_BIN + 1 : SIDE] = counts[SIDE + LAST_BIN + 1 :] = 0  # infinities and NaN
     return pairs(counts)
 
 
 def pairs(counts: Array) -> list[tuple[int, int]]:
     """Ascending pairs of bin and count, from a count for each value of the upper eleven bits."""
     ascending = np.concatenate((counts[: SIDE - 1 : -1], counts[:SIDE]))
+    ascending[: SIDE - LAST_BIN - 1] = ascending[SIDE + LAST_BIN + 1 :] = 0  # infinities and NaN
     found = np.flatnonzero(ascending)
     return list(zip((found - SIDE).tolist(), ascending[found].tolist(), strict=True))
 

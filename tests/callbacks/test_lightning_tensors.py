@@ -22,9 +22,12 @@ import numpy as np  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+import tachograph  # noqa: E402
 from tachograph import histograms  # noqa: E402
 from tachograph.callbacks import LightningCallback  # noqa: E402
+from tachograph.errors import TachographWarning  # noqa: E402
 from tachograph.testing.callback_contract import QUIET, Record  # noqa: E402
+from tachograph.warning import forget_warnings  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -289,3 +292,158 @@ def test_norms_of_all_gradients_are_metrics(config: dict[str, Any]) -> None:
         series = record.series(name, phase="train")
         assert [step for step, _ in series] == list(range(1, len(norms) + 1))
         assert [value for _, value in series] == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_skipped_step_leaves_its_gradients(config: dict[str, Any]) -> None:
+    """Where a scaler leaves a step out, its infinite gradients are there, and the step counts."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    WAYS["skipped"] = (Base, lambda: {"plugins": [plugin]})
+    try:
+        fit("skipped", [LightningCallback(config=config)])
+    finally:
+        del WAYS["skipped"]
+    record = Record(config["backend"])
+    skipped = record.series("optimizer_steps_skipped", phase="train")
+    assert [value for _, value in skipped] == list(range(1, len(skipped) + 1))
+    assert skipped
+    rows = {(row["step"], row["kind"], row["name"]): row for row in record.rows("tensors")}
+    for step, _ in skipped:
+        gradients = [row for at, row in rows.items() if at[:2] == (step, "gradient")]
+        assert sum(row["inf"] + row["nan"] for row in gradients)
+        assert (step, "weight", "net.0.weight") not in rows
+    steps = {step for step, kind, _ in rows if kind == "gradient"}
+    assert steps == set(range(1, 13))
+
+
+def test_optimizers_are_left_as_they_were(config: dict[str, Any]) -> None:
+    """After the fit, and after one that failed, no hook of ours is on an optimizer or a module."""
+
+    class Failing(Base):
+        def training_step(self, batch: Any, index: int) -> Any:
+            if self.fails and index == 3:
+                raise ZeroDivisionError
+            return super().training_step(batch, index)
+
+    for fails in (False, True):
+        model = Failing()
+        model.fails = fails
+        callback = LightningCallback(config=config, activations="net.*")
+        seen: list[Any] = []
+
+        class Look(pl.Callback):
+            def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+                seen.append(trainer.optimizers[0])  # noqa: B023
+
+        WAYS["look"] = (lambda model=model: model, dict)
+        try:
+            fit("look", [callback, Look()])
+        except ZeroDivisionError:
+            assert fails
+        finally:
+            del WAYS["look"]
+        assert not seen[0]._optimizer_step_pre_hooks
+        assert not seen[0]._optimizer_step_post_hooks
+        assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_activations_of_chosen_modules(config: dict[str, Any]) -> None:
+    """Outputs of the modules that were asked for; a ReLU's zeros are counted."""
+    without = fit("plain", [])[0]
+    together = fit("plain", [LightningCallback(config=config, activations=["net.1", "*.3"])])[0]
+    assert all(torch.equal(without[name], together[name]) for name in without)
+    rows = Record(config["backend"]).rows("tensors", kind="activation")
+    assert {(row["name"], row["shape"]) for row in rows} == {("net.1", "[8,8]"), ("net.3", "[8,2]")}
+    assert len(rows) == 2 * 12
+    relu = [row for row in rows if row["name"] == "net.1"]
+    assert all(row["min"] == 0.0 and 0 < row["zeros"] < 64 for row in relu)
+
+
+@pytest.mark.parametrize(
+    ("way", "activations", "said"),
+    [("plain", "nett.*", "no module has a name like"), ("compiled", "net", "is compiled")],
+)
+def test_activations_that_cannot_be_had(
+    config: dict[str, Any], way: str, activations: str, said: str
+) -> None:
+    """One warning says so; the training and the rest of the record are as ever."""
+    forget_warnings()
+    with pytest.warns(TachographWarning, match=said):
+        fit(way, [LightningCallback(config=config, activations=activations)])
+    assert len(Record(config["backend"]).rows("tensors")) == 12 * 3 * 4
+
+
+def test_switched_off(config: dict[str, Any]) -> None:
+    """Each of weights, gradients, updates and histograms can be left out."""
+    record = config["record"]
+    for keywords, kinds in (
+        ({"weights": "off"}, {"gradient"}),
+        ({"gradients": "off"}, {"weight", "update"}),
+        ({"weights": "off", "gradients": "off"}, set()),
+        ({"config": config | {"record": record | {"updates": False}}}, {"weight", "gradient"}),
+        ({"config": config | {"record": record | {"histograms": "off"}}}, None),
+    ):
+        fit("plain", [LightningCallback(**({"config": config} | keywords))])
+        found = Record(config["backend"])
+        last = found.runs()[-1]["run_id"]
+        rows = found.rows("tensors", run_id=last)
+        if kinds is None:
+            assert {row["histogram"] for row in rows} == {None}
+        else:
+            assert {row["kind"] for row in rows} == kinds
+
+
+def test_without_settings_small_models_are_recorded_at_once(tmp_path: Path) -> None:
+    """Every='auto' records the first step of a small model, and steps that powers of two divide."""
+    config = QUIET | {"backend": f"sqlite:///{tmp_path}/runs.sqlite"}
+    fit("plain", [LightningCallback(config=config)], epochs=30)
+    record = Record(config["backend"])
+    steps = sorted({row["step"] for row in record.rows("tensors", kind="weight")})
+    assert steps[0] == 1
+    assert len(steps) < 180 / 2
+    assert sum(step % 2 == 0 for step in steps) >= len(steps) - 3
+
+
+def test_large_models_are_recorded_at_the_end_at_least(tmp_path: Path) -> None:
+    """A fit that is over before its budget allows a record leaves its weights."""
+    config = QUIET | {"backend": f"sqlite:///{tmp_path}/runs.sqlite"}
+
+    class Large(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(3000, 2000)
+
+    WAYS["large"] = (Large, lambda: {"max_steps": 2})
+    try:
+        fit("large", [LightningCallback(config=config)])
+    finally:
+        del WAYS["large"]
+    rows = Record(config["backend"]).rows("tensors")
+    assert {(row["kind"], row["step"]) for row in rows} == {("weight", 2)}
+    assert all(row["histogram"] for row in rows)
+
+
+def test_snapshots(config: dict[str, Any]) -> None:
+    """Whole weights and gradients at chosen steps and at the end, as others read them."""
+    from safetensors.numpy import load
+
+    record = config["record"] | {"snapshots": [3]}
+    clones = Clones()
+    fit("plain", [clones])
+    callback = LightningCallback(
+        config=config | {"record": record}, weights="full", gradients="full"
+    )
+    fit("plain", [callback])
+    Record(config["backend"])
+    store = tachograph.open(config["backend"])
+    run_id = store.runs().to_pylist()[0]["run_id"]
+    kept = {row["path"]: row for row in store.artifacts(run_id).to_pylist()}
+    assert set(kept) == {
+        f"{kind}/{step}.safetensors" for kind in ("weights", "gradients") for step in (3, 12)
+    }
+    for kind, clone in (("weights", "weight"), ("gradients", "gradient")):
+        for step in (3, 12):
+            with store.open_artifact(kept[f"{kind}/{step}.safetensors"]["sha256"]) as file:
+                arrays = load(file.read())
+            wanted = clones.steps[step - 1][clone]
+            assert set(arrays) == set(wanted)
+            assert all(np.array_equal(arrays[name], wanted[name].numpy()) for name in wanted)
