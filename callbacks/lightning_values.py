@@ -11,8 +11,9 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from tachograph.callbacks.tensors_torch import Flight, send
 from tachograph.run import Run
 
 Where = tuple[int, float, str]
@@ -20,7 +21,6 @@ Where = tuple[int, float, str]
 
 _TRAIN = {"phase": "train"}
 _DATALOADER = "/dataloader_idx_"
-_IN_FLIGHT = 16  # values of a device without events are taken for arrived behind so many others
 
 
 @functools.lru_cache(maxsize=4096)
@@ -110,12 +110,10 @@ class Points:
             self._run.log(group, step, epoch=epoch, context=context)
 
 
-@dataclass(slots=True)
-class _InFlight:
+class _Sent(NamedTuple):
     where: Where
     names: Sequence[str]
-    values: Any
-    event: Any = None
+    flight: Flight
 
 
 @dataclass(slots=True)
@@ -125,15 +123,15 @@ class DeviceValues:
     They are gathered in one copy per step, and read when the device has passed it.
     """
 
-    _waiting: deque[_InFlight] = field(default_factory=deque)
+    _waiting: deque[_Sent] = field(default_factory=deque)
 
     def put(self, where: Where, values: Mapping[str, Any]) -> None:
         """Send tensors off."""
         by_device: dict[Any, dict[str, Any]] = {}
         for name, value in values.items():
             by_device.setdefault(value.device, {})[name] = value.detach()
-        for device, group in by_device.items():
-            self._waiting.append(_send(where, tuple(group), list(group.values()), device))
+        for group in by_device.values():
+            self._waiting.append(_Sent(where, tuple(group), send(_stacked(list(group.values())))))
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -141,30 +139,15 @@ class DeviceValues:
     def arrived(self, *, wait: bool = False) -> Iterator[tuple[Where, dict[str, float]]]:
         """Values that are on the host by now; all of them with `wait`."""
         waiting = self._waiting
-        while waiting and (wait or self._has_arrived(waiting[0])):
-            sent = waiting.popleft()
-            if sent.event is not None:
-                sent.event.synchronize()
-            yield sent.where, dict(zip(sent.names, sent.values.tolist(), strict=True))
-
-    def _has_arrived(self, sent: _InFlight) -> bool:
-        if sent.event is not None:
-            return bool(sent.event.query())
-        return len(self._waiting) > _IN_FLIGHT
+        while waiting and (wait or waiting[0].flight.has_arrived(behind=len(waiting) - 1)):
+            where, names, flight = waiting.popleft()
+            yield where, dict(zip(names, flight.wait().tolist(), strict=True))
 
 
-def _send(where: Where, names: Sequence[str], values: list[Any], device: Any) -> _InFlight:
+def _stacked(values: list[Any]) -> Any:
     torch = sys.modules["torch"]
     wide = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
-    stacked = torch.stack([value.reshape(()).to(wide) for value in values])
-    if device.type != "cuda":
-        return _InFlight(where, names, stacked)
-    host = torch.empty(stacked.shape, dtype=wide, pin_memory=True)
-    with torch.cuda.device(device):
-        host.copy_(stacked, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-    return _InFlight(where, names, host, event)
+    return torch.stack([value.reshape(()).to(wide) for value in values])
 
 
 def synchronised_names(results: Any) -> set[str]:
