@@ -2,6 +2,7 @@
 
 A point's step is the number of steps that the optimizer has done (`optimizer.iterations`); its
 epoch is Keras's own, from 0. No hook of batches is overridden: Keras goes on without waiting.
+Weights and gradients come from the steps themselves; see `keras_tensors`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import keras
 
 from tachograph.callbacks import keras_facts as facts
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
+from tachograph.callbacks.keras_tensors import KerasTensors
 from tachograph.callbacks.keras_watch import (
     find_call,
     find_container,
@@ -179,6 +181,7 @@ class _Session:
         self._rate: float | None = None
         self._numbers: dict[str, float] = {}
         self._marks: dict[str, tuple[int, int]] = {}
+        self._tensors: KerasTensors | None = None
 
     @property
     def is_watching(self) -> bool:
@@ -251,6 +254,8 @@ class _Session:
         self._marks = facts.checkpoint_marks(callbacks)
         if self._resumed and self._step:
             self._run.set_first_step(self._step + 1)
+        if self.kind == "run" and self._recording.schedule() is not None:
+            self._tensors = KerasTensors(self._recording, self._run, model)
 
     # ------------------------------------------------------------------ epochs
 
@@ -259,6 +264,8 @@ class _Session:
         self._epoch, self._batch, self._step_before = epoch, 0, self._step
         self._train_seconds = None
         self._epoch_started = perf_counter()
+        if self._tensors is not None:
+            self._tensors.epoch_begins(self._present_model(), epoch, self._step)
 
     def batch_ends(self, batch: int, logs: Mapping[str, Any] | None) -> None:
         """Count batches; record every so many where the user wants that."""
@@ -266,6 +273,8 @@ class _Session:
         self._batch = batch + 1
         if every and self._batch // every > before // every:
             self._record_batch(logs)
+        if self._tensors is not None:
+            self._tensors.batch_ended()
 
     @hook
     def _record_batch(self, logs: Mapping[str, Any] | None) -> None:
@@ -293,6 +302,8 @@ class _Session:
         self._step = self._counted if done is None else done
         self._rate = None
         self._rate = facts.learning_rate(model, self._step)
+        if self._tensors is not None:
+            self._tensors.epoch_ended(model, self._step, self._epoch)
 
     @hook
     def epoch_ended(self, callbacks: Sequence[Any]) -> None:
@@ -361,6 +372,8 @@ class _Session:
             if self._run is not None:
                 self._checkpoints(callbacks)
                 model = self._present_model()
+                if self._tensors is not None:
+                    self._tensors.ended(model, self._step, self._epoch)
                 message, data, level = facts.why_ended(model, callbacks, self._numbers)
                 self._run.event("status", message, data=data, level=level)
         finally:
@@ -410,6 +423,9 @@ class _Session:
         callback, outer, model = self._callback, self._outer, self._present_model()
         self.stop_watching()
         self.logs = {}
+        tensors, self._tensors = self._tensors, None
+        if tensors is not None:
+            tensors.close()
         if model is not None and outer is None:
             release(model)
         if callback._session is self:

@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from tachograph.callbacks.keras_gradients import inner
 from tachograph.values import qualified_name
 
 FRAMEWORK = f"keras {keras.__version__}"
@@ -177,15 +178,23 @@ def steps_done(model: Any) -> int | None:
         return None
 
 
+def batches_done(model: Any) -> int | None:
+    """Batches that the optimizer has been given; None where that cannot be read now."""
+    try:
+        return int(keras.ops.convert_to_numpy(inner(model.optimizer)._iterations))
+    except Exception:  # as above
+        return None
+
+
 def batches_per_step(model: Any) -> int:
     """Batches whose gradients make one step of the optimizer."""
-    optimizer = _inner(getattr(model, "optimizer", None))
+    optimizer = inner(getattr(model, "optimizer", None))
     return int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
 
 
 def learning_rate(model: Any, step: int | None) -> float | None:
     """The learning rate that step number `step`, counted from 1, has used."""
-    optimizer = _inner(getattr(model, "optimizer", None))
+    optimizer = inner(getattr(model, "optimizer", None))
     rate = getattr(optimizer, "_learning_rate", None)
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         if not step:
@@ -196,11 +205,6 @@ def learning_rate(model: Any, step: int | None) -> float | None:
     elif rate is None:
         rate = getattr(optimizer, "learning_rate", None)
     return None if rate is None else float(keras.ops.convert_to_numpy(rate))
-
-
-def _inner(optimizer: Any) -> Any:
-    """The optimizer itself, inside of one that scales the loss."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def numbers(logs: Mapping[str, Any] | None) -> dict[str, float]:

@@ -152,7 +152,7 @@ class _Watched(CallbackList):  # type: ignore[misc]
     def on_train_begin(self, logs: Any = None) -> None:
         with self.watchers:
             super().on_train_begin(logs)
-        _guard_call(self.watchers)
+        _guard_call(self.watchers, "train_function")
         for watcher in tuple(self.watchers):
             watcher.training_begins(self.callbacks)
 
@@ -187,7 +187,7 @@ class _Watched(CallbackList):  # type: ignore[misc]
     def on_test_begin(self, logs: Any = None) -> None:
         with self.watchers:
             super().on_test_begin(logs)
-        _guard_call(self.watchers)
+        _guard_call(self.watchers, "test_function")
 
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
         with self.watchers:
@@ -206,7 +206,7 @@ class _Watched(CallbackList):  # type: ignore[misc]
     def on_predict_begin(self, logs: Any = None) -> None:
         with self.watchers:
             super().on_predict_begin(logs)
-        _guard_call(self.watchers)
+        _guard_call(self.watchers, "predict_function")
 
     def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
         with self.watchers:
@@ -226,16 +226,37 @@ class _Watched(CallbackList):  # type: ignore[misc]
 # ---------------------------------------------------------------------------- steps and data
 
 
-def _guard_call(watchers: Watchers) -> None:
+class Guard:
+    """A step function whose exceptions are told.
+
+    Attributes
+    ----------
+    tachograph_inner : callable
+        The model's own function.
+    call : callable
+        What is called; the model's own, unless somebody puts another one there.
+    """
+
+    def __init__(self, function: Callable[..., Any], watchers: Watchers) -> None:
+        self.call = self.tachograph_inner = function
+        self._watchers = watchers
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Do what the model's own function does."""
+        with self._watchers:
+            return self.call(*arguments, **keywords)
+
+
+def _guard_call(watchers: Watchers, name: str) -> None:
     """Let exceptions of the steps and the data of the present call be told."""
     with contextlib.suppress(Exception):  # the end of the list of callbacks tells as well, later
         call = find_call()
         if not watchers or not call:
             return
         model, iterator = call["self"], call.get("epoch_iterator")
-        for name in _FUNCTIONS:
-            if getattr(model, name, None) is not None:
-                setattr(model, name, _guarded(getattr(model, name), watchers))
+        function = getattr(model, name, None)
+        if function is not None:
+            setattr(model, name, Guard(_own(function), watchers))
         if iterator is not None and not isinstance(iterator, _GuardedIterator):
             kind: Any = type(iterator)
             iterator.__class__ = _guarded_iterator(kind)
@@ -245,20 +266,13 @@ def _guard_call(watchers: Watchers) -> None:
 def release(model: Any) -> None:
     """Give a model its own functions back."""
     for name in _FUNCTIONS:
-        own = getattr(getattr(model, name, None), "tachograph_inner", None)
-        if own is not None:
-            setattr(model, name, own)
+        function = getattr(model, name, None)
+        if _own(function) is not function:
+            setattr(model, name, _own(function))
 
 
-def _guarded(function: Callable[..., Any], watchers: Watchers) -> Callable[..., Any]:
-    inner = getattr(function, "tachograph_inner", function)
-
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        with watchers:
-            return inner(*arguments, **keywords)
-
-    call.tachograph_inner = inner  # type: ignore[attr-defined]
-    return call
+def _own(function: Any) -> Any:
+    return getattr(function, "tachograph_inner", function)
 
 
 class _GuardedIterator:
