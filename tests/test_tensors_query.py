@@ -15,6 +15,7 @@ from tachograph import registry
 from tachograph.backends.base import Backend
 from tachograph.callbacks import tensors_host
 from tachograph.errors import QueryError
+from tachograph.histograms import to_text
 from tachograph.query import Store
 from tachograph.records import Row
 from tachograph.tensor_ranking import worst_first
@@ -202,7 +203,7 @@ def shard(rank: int, step: int, part: Any, whole: int) -> Row:
         logical_shape=f"[{whole}]",
         shape=f"[{part.size}]",
         **numbers | {"size": part.size, "zeros": int(numbers["zeros"]), "nan": 0, "inf": 0},
-        histogram=str([list(pair) for pair in tensors_host.histogram(part)]),
+        histogram=to_text(dict(tensors_host.histogram(part))),
     )
 
 
@@ -302,8 +303,8 @@ def test_worst_first(backend: Backend) -> None:
         "4 NaN of 4",
         "1 NaN and 1 Inf of 4",
         "zero everywhere",
-        "110,000 × smaller than its peers",
-        "the update is 50% of the weight",
+        "110,000 × below peers",
+        "update is 50% of it",
     ]
     assert set(ranked["remark"][5:]) == {""}
     assert len(ranked) == 10

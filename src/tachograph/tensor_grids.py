@@ -192,10 +192,15 @@ def histogram_grid(rows: Sequence[Row], classes: int) -> HistogramGrid:
     """
     found = [row for row in rows if row["histogram"] is not None and row["step"] is not None]
     by_step = [dict(row["histogram"]) for row in found]
-    groups = _groups(histograms.merge(by_step), classes)
-    edges = [histograms.bounds(group[0])[0] for group in groups]
-    edges.append(histograms.bounds(groups[-1][-1])[1])
-    place = {bin_: at for at, group in enumerate(groups) for bin_ in range(group[0], group[-1] + 1)}
+    total = histograms.merge(by_step)
+    groups = [
+        (first, last)
+        for first, last in _groups(total, classes)
+        if not total or (min(total) <= last and first <= max(total))
+    ]
+    edges = [histograms.bounds(first)[0] for first, _ in groups]
+    edges.append(histograms.bounds(groups[-1][1])[1])
+    place = {bin_: at for at, (first, last) in enumerate(groups) for bin_ in range(first, last + 1)}
     counts = [[0] * len(found) for _ in groups]
     for column, one in enumerate(by_step):
         for bin_, count in one.items():
@@ -240,10 +245,13 @@ def _floor(total: dict[int, int]) -> int:
 
 
 def _lines(rows: Sequence[Row], by_step: Sequence[dict[int, int]]) -> dict[str, Any]:
-    middle = [
-        [None if math.isnan(value) else value for value in found]
-        for found in (histograms.quantiles(one, (0.05, 0.5, 0.95)) for one in by_step)
-    ]
+    """Quantiles come from bins, so they are kept between the extremes, which are exact."""
+    middle = []
+    for row, one in zip(rows, by_step, strict=True):
+        found = histograms.quantiles(one, (0.05, 0.5, 0.95))
+        is_known = one and row["min"] is not None and row["max"] is not None
+        kept = [min(max(value, row["min"]), row["max"]) for value in found] if is_known else None
+        middle.append(kept or [None] * len(found))
     names = ("5 %", "median", "95 %")
     lines = {name: [found[at] for found in middle] for at, name in enumerate(names)}
     return lines | {name: [row[name] for row in rows] for name in ("min", "max")}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tachograph import histograms
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import QueryError
 from tachograph.facts import decode_context, nearest
@@ -180,9 +181,9 @@ def _answer(rows: Table, wanted: Wanted) -> Table:
     columns["shards"] = [1 if count is None else count for count in merged]
     if "update_ratio" in wanted.columns:
         columns["update_ratio"] = update_ratios(rows)
-    for name in ("shape", "logical_shape", "histogram"):
+    for name, decode in _DECODED.items():
         if name in columns:
-            columns[name] = _by_value(columns[name], _numbers)
+            columns[name] = _by_value(columns[name], decode)
     names = [name for name in (*COLUMNS, "histogram") if name in wanted.columns]
     answer = Table({name: columns[name] for name in names})
     kept: Sequence[int] = range(len(rows))
@@ -229,11 +230,15 @@ def update_ratios(rows: Table) -> list[float | None]:
     return ratios
 
 
-def _numbers(text: str | None) -> Any:
-    """A shape as a tuple, a histogram as a tuple of pairs of bin and count."""
-    if text is None:
-        return None
-    return tuple(tuple(one) if isinstance(one, list) else one for one in json.loads(text))
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(json.loads(text))
+
+
+def _pairs(text: str | None) -> tuple[tuple[int, int], ...] | None:
+    return None if text is None else tuple(sorted(histograms.from_text(text).items()))
+
+
+_DECODED = {"shape": _shape, "logical_shape": _shape, "histogram": _pairs}
 
 
 # ---------------------------------------------------------------------------- what there is

@@ -63,6 +63,12 @@ def worst_first(rows: Table) -> Table:
     return Table.from_rows(found, (*rows.columns, "remark"))
 
 
+def with_remarks(rows: Table) -> Table:
+    """Rows as they are, with the column `remark` of `worst_first`."""
+    remarks = [judgement.remark for judgement in judge(list(rows))]
+    return Table({name: rows[name] for name in rows.columns} | {"remark": remarks})
+
+
 def judge(rows: Sequence[Row]) -> list[Judgement]:
     """What is to be said of each row."""
     peers = _peers(rows)
@@ -88,7 +94,7 @@ def _judge_ratio(ratio: float | None) -> Judgement:
     if SMALL_RATIO <= ratio <= LARGE_RATIO:
         return Judgement(0, distance)
     change = f"{ratio:.0%}" if ratio > LARGE_RATIO else f"{ratio:.1e}"
-    return Judgement(1, distance, f"the update is {change} of the weight")
+    return Judgement(1, distance, f"update is {change} of it")
 
 
 def _judge_size(size: float | None, usual: float | None) -> Judgement:
@@ -97,8 +103,9 @@ def _judge_size(size: float | None, usual: float | None) -> Judgement:
     distance = math.log10(size / usual)
     if abs(distance) < math.log10(FAR):
         return Judgement(0, abs(distance))
-    times = f"{10 ** abs(distance):,.0f} × {'smaller' if distance < 0 else 'larger'}"
-    return Judgement(1, abs(distance), f"{times} than its peers")
+    times = f"{float(f'{10 ** abs(distance):.1e}'):,.0f}"
+    than = "below" if distance < 0 else "above"
+    return Judgement(1, abs(distance), f"{times} × {than} peers")
 
 
 def _peers(rows: Sequence[Row]) -> Peers:

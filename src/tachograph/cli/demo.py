@@ -14,7 +14,7 @@ import typer
 from rich.rule import Rule
 
 from tachograph import comparison
-from tachograph.cli import page, plotting, reading
+from tachograph.cli import comparing, curves, reading
 from tachograph.cli.render import console, print_table
 from tachograph.query import Store, open_store
 
@@ -103,13 +103,15 @@ def _look(store: Store, since: int) -> None:
         out.print(
             Rule("[bold]The best trials of the study, side by side[/]", align="left", style="dim")
         )
-        page.print_comparison(comparison.compare(store, list(trials["run_id"])), everything=False)
+        comparing.print_comparison(
+            comparison.compare(store, list(trials["run_id"])), everything=False
+        )
     networks = store.runs(
         f"framework like 'lightning%' and started_at >= {since}", columns=["run_id"], limit=1
     )
     for row in networks:
         out.print(Rule("[bold]A learning curve[/]", align="left", style="dim"))
-        plotting.draw(plotting.find_curves(store, row["run_id"], ["loss"]))
+        curves.draw(curves.find_curves(store, row["run_id"], ["loss"]))
 
 
 def _next(folder: Path, where: str) -> None:

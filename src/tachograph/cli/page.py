@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from rich.rule import Rule
-
+from tachograph.cli import tensors
 from tachograph.cli.render import (
     STATUS_STYLES,
     console,
     context_label,
     duration,
+    is_of_the_user,
     local_time,
     print_table,
+    section,
     short_id,
     shown,
     size,
     sparkline,
 )
-from tachograph.comparison import Comparison, Difference
 from tachograph.query import Store
 from tachograph.records import now_us
 from tachograph.runrecord import RunRecord
-from tachograph.table import Table
 
 _FEW_METRICS = 40
 _FEW_PARAMS = 40
 _FEW_CHILDREN = 20
 _FEW_EVENTS = 15
 _LONG = 100  # characters of a value
+_COST = ("share", "milliseconds", "bytes", "lag_seconds", "dropped")
 
 
-def document(record: RunRecord) -> dict[str, Any]:
+def document(store: Store, record: RunRecord) -> dict[str, Any]:
     """Everything about a run, for a program."""
     return {
         "run": record.row,
@@ -44,6 +45,7 @@ def document(record: RunRecord) -> dict[str, Any]:
         "attempts": record.attempts,
         "events": record.events,
         "artifacts": record.artifacts,
+        "tensors": store.tensors_of(record.run_id),
         "children": record.children,
         "provenance": record.provenance,
     }
@@ -52,17 +54,15 @@ def document(record: RunRecord) -> dict[str, Any]:
 def print_page(store: Store, record: RunRecord) -> None:
     """Print the page about a run."""
     _head(record)
+    _health(record)
     _metrics(store, record)
+    tensors.print_section(store, record)
     _children(record)
     _events(record)
     _params(store, record)
     _artifacts(record)
+    _cost(record)
     _origin(record)
-
-
-def _section(title: str) -> None:
-    console().print()
-    console().print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
 
 
 def _head(record: RunRecord) -> None:
@@ -95,12 +95,51 @@ def _head(record: RunRecord) -> None:
             out.print(str(value), markup=False, style="red" if key == "error" else "")
 
 
+def _health(record: RunRecord) -> None:
+    """What was found to be wrong with the training; first, because it decides what is read."""
+    found = [event for event in record.events if event["kind"] == "health"]
+    if not found:
+        return
+    section("Health")
+    for event in found[:_FEW_EVENTS]:
+        style = {"error": "bold red", "warning": "yellow"}.get(event["level"] or "", "")
+        console().print(f"⚠ {event['message']}", style=style, markup=False)
+    _more(len(found) - _FEW_EVENTS)
+
+
+def _cost(record: RunRecord) -> None:
+    """What recording took of the training."""
+    found = {row["name"]: row["last"] for row in record.metrics}
+    known = {name: found.get(f"recording/{name}") for name in _COST}
+    if text := cost_line(known):
+        section("Recording")
+        console().print(text, style="yellow" if known["dropped"] else "", markup=False)
+
+
+def cost_line(known: Mapping[str, float | None]) -> str:
+    """The cost of recording in one sentence; empty where nothing is known of it."""
+    share, took, written = known["share"], known["milliseconds"], known["bytes"]
+    lag, dropped = known["lag_seconds"], known["dropped"]
+    parts = []
+    if share is not None:
+        parts.append(f"{share:.1%} of the time")
+    if took is not None:
+        parts.append(f"{took:.2f} ms a step")
+    if written is not None:
+        parts.append(size(int(written)))
+    if not parts:
+        return ""
+    lost = f"{dropped:,.0f} records dropped" if dropped else "nothing dropped"
+    late = f"; stores at most {lag:.1f} s behind" if lag is not None and lag >= 1 else ""
+    return f"took {', '.join(parts)}; {lost}{late}"
+
+
 def _params(store: Store, record: RunRecord) -> None:
     params = list(store.params(record.run_id))
     given = [row for row in params if row["source"] != "default"]
     if not params:
         return
-    _section("Parameters")
+    section("Parameters")
     rows = [{"name": row["path"], "value": _cut(shown(row["value"]))} for row in given]
     if rows:
         print_table(rows[:_FEW_PARAMS], ("name", "value"))
@@ -115,10 +154,10 @@ def _cut(text: str) -> str:
 
 
 def _metrics(store: Store, record: RunRecord) -> None:
-    rows = [row for row in record.metrics if not row["name"].startswith("system/")]
+    rows = [row for row in record.metrics if is_of_the_user(row["name"])]
     if not rows:
         return
-    _section("Metrics")
+    section("Metrics")
     found = []
     width = 24 if console().width >= 100 else 12
     for row in rows[:_FEW_METRICS]:
@@ -143,7 +182,7 @@ def _children(record: RunRecord) -> None:
     children = list(record.children)
     if not children:
         return
-    _section("Parts")
+    section("Parts")
     rows = [
         child
         | {
@@ -162,10 +201,10 @@ def _children(record: RunRecord) -> None:
 
 
 def _events(record: RunRecord) -> None:
-    events = [event for event in record.events if event["kind"] != "console"]
+    events = [event for event in record.events if event["kind"] not in ("console", "health")]
     if not events:
         return
-    _section("Events")
+    section("Events")
     for event in events[-_FEW_EVENTS:]:
         style = {"error": "red", "warning": "yellow"}.get(event["level"] or "", "")
         text = f"{local_time(event['time'])}  {event['kind']}: {event['message']}"
@@ -180,7 +219,7 @@ def _events(record: RunRecord) -> None:
 def _artifacts(record: RunRecord) -> None:
     if not len(record.artifacts):
         return
-    _section("Files")
+    section("Files")
     rows = [
         {
             "path": row["path"],
@@ -198,7 +237,7 @@ def _origin(record: RunRecord) -> None:
     documents = record.provenance
     if not documents:
         return
-    _section("Where it comes from")
+    section("Where it comes from")
     for label, text in _origin_lines(documents):
         if text:
             console().print(f"[dim]{label:>12}[/]  ", end="")
@@ -231,63 +270,3 @@ def _origin_lines(documents: dict[str, Any]) -> list[tuple[str, str]]:
 def _more(count: int) -> None:
     if count > 0:
         console().print(f"{count} more; all of them with --json", style="dim")
-
-
-# ---------------------------------------------------------------------------- side by side
-
-
-def plain_comparison(result: Comparison | Difference) -> dict[str, Any]:
-    """The tables of a comparison, for a program."""
-    tables = {name: getattr(result, name) for name in result.__dataclass_fields__}
-    return {
-        name: value.to_pylist() if isinstance(value, Table) else value
-        for name, value in tables.items()
-    }
-
-
-def print_comparison(result: Comparison, everything: bool) -> None:
-    """Print runs side by side; what is the same only with `everything`."""
-    _side_by_side("Runs", result.runs, everything=True)
-    _metrics_side_by_side(result.metrics, everything=everything)
-    for title, table in (
-        ("Parameters", result.params),
-        ("Tags", result.tags),
-        ("Code and environment", result.facts),
-    ):
-        _side_by_side(title, table, everything=everything)
-
-
-def _metrics_side_by_side(metrics: Table, *, everything: bool = False) -> None:
-    """Metrics with contexts as a person reads them; use of the machine only with `everything`."""
-    rows = [
-        row | {"context": context_label(row["context"])}
-        for row in metrics
-        if everything or not row["name"].startswith("system/")
-    ]
-    _side_by_side("Metrics", Table.from_rows(rows, metrics.columns), everything=True)
-
-
-def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
-    rows = list(table)
-    shown_rows = [row for row in rows if everything or row.get("differs", True)]
-    if not shown_rows:
-        if rows:
-            _section(title)
-            console().print(f"the same in all ({len(rows)} values)", style="dim")
-        return
-    _section(title)
-    columns = [name for name in table.columns if name != "differs"]
-    print_table(shown_rows, columns)
-    same = len(rows) - len(shown_rows)
-    if same:
-        console().print(f"{same} more are the same; --all shows them", style="dim")
-
-
-def print_difference(result: Difference) -> None:
-    """Print how two runs differ, most likely explanations first."""
-    _side_by_side("Runs", result.runs, everything=True)
-    if len(result.changes):
-        _side_by_side("What differs, the likeliest cause first", result.changes, everything=True)
-    else:
-        console().print("\nnothing that is recorded differs but the results", style="dim")
-    _metrics_side_by_side(result.metrics)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tachograph import comparison
-from tachograph.cli import page
+from tachograph.cli import comparing, page
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import (
     cell,
@@ -116,7 +116,7 @@ def show(run: RunArgument, store: StoreOption = None, as_json: JsonOption = Fals
     with open_for_reading(store) as opened:
         record = opened.run(run)
         if as_json:
-            print_json(page.document(record))
+            print_json(page.document(opened, record))
         else:
             page.print_page(opened, record)
 
@@ -131,9 +131,9 @@ def compare(
     with open_for_reading(store) as opened:
         result = comparison.compare(opened, [opened.resolve(name) for name in runs])
         if as_json:
-            print_json(page.plain_comparison(result))
+            print_json(comparing.plain_comparison(result))
         else:
-            page.print_comparison(result, everything)
+            comparing.print_comparison(result, everything)
 
 
 def diff(
@@ -146,9 +146,9 @@ def diff(
     with open_for_reading(store) as opened:
         result = comparison.diff(opened, opened.resolve(first), opened.resolve(second))
         if as_json:
-            print_json(page.plain_comparison(result))
+            print_json(comparing.plain_comparison(result))
         else:
-            page.print_difference(result)
+            comparing.print_difference(result)
 
 
 def tail(

@@ -6,10 +6,11 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -31,6 +32,17 @@ _BARS = "▁▂▃▄▅▆▇█"
 def console() -> Console:
     """Where text for a person goes; wide where it is piped, so that no line is cut."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def section(title: str) -> None:
+    """Begin a part of a page."""
+    console().print()
+    console().print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
+
+
+def is_of_the_user(metric: str) -> bool:
+    """Whether a metric is of the training, and not of the machine or of recording itself."""
+    return not metric.startswith(("system/", "recording/"))
 
 
 def print_json(value: Any) -> None:
@@ -58,14 +70,18 @@ def print_table(
     title: str | None = None,
     names: Mapping[str, str] | None = None,
     styles: Mapping[str, str] | None = None,
+    right: Collection[str] = (),
 ) -> None:
-    """Print rows for a person: times as local time, numbers short, status in colour."""
+    """Print rows for a person: times as local time, numbers short, status in colour.
+
+    Columns of numbers are aligned on the right; `right` names those that hold them as text.
+    """
     table = RichTable(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
     )
     found = [dict(row) for row in rows]
     for column in columns:
-        numeric = any(
+        numeric = column in right or any(
             isinstance(row.get(column), int | float) and column not in _TIMES for row in found
         )
         table.add_column(
@@ -111,6 +127,19 @@ def short_id(run_id: str) -> str:
     takes them.
     """
     return run_id[-8:] if len(run_id) == 36 else run_id
+
+
+def short_name(name: str, longest: int) -> str:
+    """A dotted name with its long parts cut, so that the short ones, often numbers, tell it apart.
+
+    ``encoder.layers.9.self_attention.weight`` becomes ``enco….laye….9.self….weig…``.
+    """
+    parts = name.split(".")
+    for most in range(max(map(len, parts)), 2, -1):
+        cut = [part if len(part) <= most else f"{part[: most - 1]}…" for part in parts]
+        if len(".".join(cut)) <= longest:
+            return ".".join(cut)
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def local_time(microseconds: int) -> str:
