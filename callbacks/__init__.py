@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tachograph.callbacks.lightning import LightningCallback
     from tachograph.callbacks.optuna import OptunaCallback
     from tachograph.callbacks.sklearn import SklearnCallback, track
+    from tachograph.callbacks.torch import watch
     from tachograph.callbacks.xgboost import XGBoostCallback
 
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "SklearnCallback": "tachograph.callbacks.sklearn",
     "track": "tachograph.callbacks.sklearn",
     "OptunaCallback": "tachograph.callbacks.optuna",
+    "watch": "tachograph.callbacks.torch",
 }
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "SklearnCallback",
     "XGBoostCallback",
     "track",
+    "watch",
 ]
 
 

@@ -118,6 +118,11 @@ class OptimizerWatch:
         self._waiting: deque[StepRecord] = deque()
         self._kept_step = -1  # of the last snapshot
 
+    @property
+    def steps_done(self) -> int:
+        """Steps that the optimizer has done."""
+        return self._number - 1
+
     # ------------------------------------------------------------------ what happens in a step
 
     def plan(self, where: Callable[[], Where]) -> StepRecord | None:

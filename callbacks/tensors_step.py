@@ -18,8 +18,8 @@ from tachograph.tensor_records import STATISTICS, TensorKey
 _L2, _NAN, _INF = (STATISTICS.index(name) for name in ("l2", "nan", "inf"))
 _REMEMBERED = 1_000
 
-Where = tuple[int, float]
-"""Step and epoch."""
+Where = tuple[int, float | None]
+"""Step and epoch, where there are epochs."""
 
 
 class Member(NamedTuple):
@@ -72,7 +72,7 @@ class StepRecord:
 
     Attributes
     ----------
-    where : (int, float)
+    where : (int, float or None)
         Step and epoch.
     plan : Plan
     number : int

@@ -1,0 +1,113 @@
+"""Weights and gradients in loops of one's own: watches the steps of torch optimizers.
+
+Knows `torch` by what is handed over, and loads nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+from tachograph.callbacks.base import Keywords, Recording
+from tachograph.callbacks.tensors_optimizer import OptimizerWatch, Settings, estimate
+from tachograph.run import Run, status_of
+from tachograph.start import InertRun
+
+
+@contextlib.contextmanager
+def watch(
+    model: Any, *optimizers: Any, first_step: int = 0, **keywords: Unpack[Keywords]
+) -> Iterator[Run]:
+    """Record gradients, weights and updates of a loop of one's own.
+
+    ``with watch(model, optimizer) as run:`` around the loop. Gradients are those that
+    ``optimizer.step()`` uses: after clipping, unscaled where a scaler calls it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Names the parameters.
+    *optimizers : torch.optim.Optimizer
+    first_step : int, default 0
+        Step of the first call of each ``optimizer.step()``.
+    **keywords
+        Those of every callback.
+
+    Yields
+    ------
+    Run
+        The run that they are recorded into: the given or the current one, else a new one.
+
+    Raises
+    ------
+    ConfigError
+        A keyword has a value that it does not take.
+    """
+    recording = Recording(**keywords)
+    watches: list[tuple[OptimizerWatch, list[Any]]] = []
+    run = recording.call("watch", recording.open, f"torch {sys.modules['torch'].__version__}")
+    run = run or InertRun()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        own = {"optimizer": number} if len(optimizers) > 1 else {}
+        arguments = (optimizer, names, own, first_step, 1 / len(optimizers))
+        if (found := recording.call("watch", _start, recording, *arguments)) is not None:
+            watches.append(found)
+    status, error = "finished", None
+    try:
+        yield run
+    except BaseException as raised:
+        status, error = status_of(raised), raised
+        raise
+    finally:
+        for watched, handles in watches:
+            recording.call("watch", _stop, watched, handles, first_step)
+        recording.call("watch", recording.close, status, error)
+
+
+def _start(
+    recording: Recording,
+    optimizer: Any,
+    names: dict[int, str],
+    context: dict[str, int],
+    first_step: int,
+    share: float,
+) -> tuple[OptimizerWatch, list[Any]] | None:
+    """Watch an optimizer; None where nothing is to be recorded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    schedule = recording.schedule(estimate(parameters), share=share)
+    if schedule is None or recording.run is None:
+        return None
+    settings = Settings(
+        weights=recording.level("weights"),
+        gradients=recording.level("gradients"),
+        updates=recording.run.config.record.updates,
+        context=context,
+        metric_context=context,
+    )
+    watched = OptimizerWatch(recording.run, optimizer, names, schedule, settings)
+
+    def begins() -> None:
+        watched.plan(lambda: (first_step + watched.steps_done, None))
+        watched.gradients_ready()
+        watched.step_begins()
+
+    def before(*_: Any) -> None:
+        recording.call("watch, before an optimizer's step", begins)
+
+    def after(*_: Any) -> None:
+        recording.call("watch, after an optimizer's step", watched.step_ended)
+
+    handles = [
+        optimizer.register_step_pre_hook(before),
+        optimizer.register_step_post_hook(after),
+    ]
+    return watched, handles
+
+
+def _stop(watched: OptimizerWatch, handles: list[Any], first_step: int) -> None:
+    for handle in handles:
+        handle.remove()
+    watched.end((max(first_step, first_step + watched.steps_done - 1), None))
