@@ -24,6 +24,7 @@ SUBJECTS = (
     "memory",
     "peers",
     "tensors_torch",
+    "tensors_gpu",
     "tensors_xgboost",
 )
 _VERDICT = {None: "", True: "met", False: "MISSED"}
