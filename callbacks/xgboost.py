@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 import pydoc
+import weakref
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, Unpack
@@ -18,6 +19,7 @@ from xgboost.callback import EarlyStopping, EvaluationMonitor, TrainingCallback,
 
 from tachograph.callbacks import xgboost_facts as facts
 from tachograph.callbacks.base import KEYWORDS, Keywords, Recording, hook
+from tachograph.callbacks.xgboost_tensors import TensorRecord
 from tachograph.callbacks.xgboost_watch import Call, find_call, watch
 from tachograph.run import Run, status_of
 
@@ -49,19 +51,20 @@ class XGBoostCallback(TrainingCallback):
     def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Begin a round, where the container does not tell of it."""
         if self._unwatched is not None:
-            self._unwatched.round_begins(model)
+            self._unwatched.round_begins(model, None)
         return False
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Record a round, where the container does not tell of it."""
         if self._unwatched is not None:
-            self._unwatched.round_ends(model, evals_log)
+            self._unwatched.round_ends(model, None, evals_log)
         return False
 
     def after_training(self, model: Any) -> Any:
         """End the run, where the container does not tell of it."""
         fit, self._unwatched = self._unwatched, None
         if fit is not None:
+            fit.rounds_end(model)
             fit.ends(model)
         return model
 
@@ -169,6 +172,9 @@ class _Fit:
         self._started = perf_counter()
         self._history: Mapping[str, Any] = {}
         self._contexts: dict[str, dict[str, str]] = {}
+        self._has_objective = call.arguments.get("obj") is not None
+        self._tensors: TensorRecord | None = None
+        self._model: Callable[[], Any] = lambda: None
 
     # ------------------------------------------------------------------ before the first round
 
@@ -198,26 +204,48 @@ class _Fit:
 
     # ------------------------------------------------------------------ rounds
 
-    @hook
-    def round_begins(self, model: Any) -> None:
-        """Note the time, and the learning rate that the round will use."""
-        if self._is_cv and not self._rounds:
-            self._start_folds(model)
-        if self._eta_may_change:
-            self._eta = facts.read_eta(model)
+    def round_begins(self, model: Any, matrix: Any) -> None:
+        """Prepare the round, and note when it begins."""
+        self._prepare_round(model, matrix)
+        self._ask_tensors("round_begins", self._step, model, matrix)
         self._started = perf_counter()
 
     @hook
-    def round_ends(self, model: Any, history: Mapping[str, Any]) -> None:
+    def _prepare_round(self, model: Any, matrix: Any) -> None:
+        """Note the learning rate that the round will use; before the first, start what records."""
+        if not self._rounds:
+            if self._is_cv:
+                self._start_folds(model)
+            runs = self._folds or [self._run]
+            self._tensors = TensorRecord(
+                self._recording, runs, model, matrix, self._offset, self._has_objective
+            )
+            self._model = weakref.ref(model)
+        if self._eta_may_change:
+            self._eta = facts.read_eta(model)
+
+    def tap(self, objective: Any) -> Any:
+        """Look on while the user's objective computes gradients."""
+        return objective if self._tensors is None else self._tensors.tap(objective, self._step)
+
+    def round_ends(self, model: Any, matrix: Any, history: Mapping[str, Any]) -> None:
+        """Record the round."""
+        step, ended = self._step, perf_counter()
+        self._log_round(model, history, ended - self._started)
+        self._ask_tensors("round_ended", step, model, matrix)
+
+    @hook
+    def _log_round(self, model: Any, history: Mapping[str, Any], seconds: float) -> None:
         """Record the scores of the round, its duration and its learning rate."""
-        values = {"time/round_seconds": perf_counter() - self._started}
+        recording = 0.0 if self._tensors is None else self._tensors.seconds_in_round
+        values = {"time/round_seconds": seconds - recording}
         self._history = history
         self._rounds += 1
         if self._rounds == 1:
             self._configured(model)
         if self._eta is not None:
             values["lr"] = self._eta
-        self._run.log(values, self._offset + self._rounds - 1)
+        self._run.log(values, self._step - 1)
         self._log_scores()
 
     @hook
@@ -225,7 +253,21 @@ class _Fit:
         """Record the scores of each fold; `round_ends` comes after it."""
         for run, text in zip(self._folds, scores, strict=True):
             for dataset, values in facts.parse_scores(text).items():
-                run.log(values, self._offset + self._rounds, context=self._context(dataset))
+                run.log(values, self._step, context=self._context(dataset))
+
+    def rounds_end(self, model: Any) -> None:
+        """Record what is left to record of the rounds, before callbacks change the model."""
+        self._ask_tensors("ended", self._step, model)
+
+    def _ask_tensors(self, method: str, *arguments: Any) -> None:
+        """Call a method of what records tensors, and no other after one that failed."""
+        if self._tensors is not None and not getattr(self._tensors, method)(*arguments):
+            self._tensors = None
+
+    @property
+    def _step(self) -> int:
+        """The step of the round that is under way, or to come."""
+        return self._offset + self._rounds
 
     def _configured(self, model: Any) -> None:
         """Record what XGBoost made of the params; only after a round are they all there."""
@@ -255,6 +297,9 @@ class _Fit:
 
     def fails(self, error: BaseException) -> None:
         """End the run with the exception; an owner of it who goes on finds an event."""
+        model = self._model()
+        if model is not None:
+            self.rounds_end(model)
         self._close(status_of(error), error)
 
     def vanishes(self) -> None:
@@ -267,6 +312,7 @@ class _Fit:
         if not self._is_open:
             return
         self._is_open = False
+        self._tensors = None
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
         for run in self._folds:
             run.finish(status, text, wait=False)

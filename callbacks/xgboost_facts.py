@@ -149,6 +149,13 @@ def first_booster(model: Any) -> xgboost.Booster:
     return model if isinstance(model, xgboost.Booster) else model.cvfolds[0].bst
 
 
+def pairs(model: Any, matrix: Any = None) -> list[tuple[xgboost.Booster, Any]]:
+    """The model with its data, or each fold's; data that is not known is None."""
+    if isinstance(model, xgboost.Booster):
+        return [(model, matrix)]
+    return [(fold.bst, fold.dtrain) for fold in model.cvfolds]
+
+
 def library_document() -> dict[str, Any]:
     """How the library was built, and its global settings."""
     return {

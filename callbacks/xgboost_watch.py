@@ -66,11 +66,17 @@ def _locals_of(
 class Watcher(Protocol):
     """What is told about a training as it goes on. Nothing it does may raise."""
 
-    def round_begins(self, model: Any) -> None:
+    def round_begins(self, model: Any, matrix: Any) -> None:
         """A round of boosting starts now; every callback has been asked."""
 
-    def round_ends(self, model: Any, history: Mapping[str, Any]) -> None:
+    def tap(self, objective: Any) -> Any:
+        """The objective of the user for this round, or what does the same and looks on."""
+
+    def round_ends(self, model: Any, matrix: Any, history: Mapping[str, Any]) -> None:
         """A round is over, and every callback has seen it; `history` has its scores."""
+
+    def rounds_end(self, model: Any) -> None:
+        """There are no more rounds; callbacks may change the model now."""
 
     def folds_scored(self, scores: list[str]) -> None:
         """The folds of a cross-validation were evaluated, one text each."""
@@ -123,31 +129,40 @@ class _WatchedContainer(CallbackContainer):
 
     watchers: _Watchers
 
-    def before_iteration(self, model: Any, *arguments: Any, **keywords: Any) -> bool:
+    def before_iteration(self, model: Any, epoch: int, dtrain: Any, evals: Any) -> bool:
         """Ask the callbacks, then tell that the round begins, and wait for it."""
         with self.watchers:
-            stop = super().before_iteration(model, *arguments, **keywords)
+            stop = super().before_iteration(model, epoch, dtrain, evals)
             if not stop:
                 for watcher in self.watchers:
-                    watcher.round_begins(model)
+                    watcher.round_begins(model, dtrain)
                 self._intercept(model)
         return bool(stop)
 
-    def after_iteration(self, model: Any, *arguments: Any, **keywords: Any) -> bool:
+    def after_iteration(self, model: Any, epoch: int, dtrain: Any, evals: Any) -> bool:
         """Evaluate and ask the callbacks, then tell that the round is over."""
         with self.watchers:
-            stop = super().after_iteration(model, *arguments, **keywords)
+            stop = super().after_iteration(model, epoch, dtrain, evals)
             for watcher in self.watchers:
-                watcher.round_ends(model, self.history)
+                watcher.round_ends(model, dtrain, self.history)
         return bool(stop)
 
     def after_training(self, model: Any) -> Any:
         """Let the callbacks end, which may change the model, then tell of the end."""
         with self.watchers:
+            for watcher in self.watchers:
+                watcher.rounds_end(model)
             model = super().after_training(model)
             for watcher in self.watchers:
                 watcher.ends(model)
         return model
+
+    def _tap(self, argument: Any) -> Any:
+        """An argument of `update`, of which only the objective can be called."""
+        if callable(argument):
+            for watcher in self.watchers:
+                argument = watcher.tap(argument)
+        return argument
 
     def _intercept(self, model: Any) -> None:
         """Stand in for the model's `update`, and for the `eval` of folds, until called once.
@@ -159,7 +174,8 @@ class _WatchedContainer(CallbackContainer):
         def update(*arguments: Any, **keywords: Any) -> Any:
             del attributes["update"]
             with self.watchers:
-                return model.update(*arguments, **keywords)
+                tapped = {name: self._tap(value) for name, value in keywords.items()}
+                return model.update(*map(self._tap, arguments), **tapped)
 
         def evaluate(*arguments: Any, **keywords: Any) -> Any:
             del attributes["eval"]
