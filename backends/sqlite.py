@@ -135,6 +135,8 @@ class SQLiteBackend(KeepsContent):
             with self._errors():
                 self._reader = connect(self.path, "mode=ro")
                 self._reader.execute("PRAGMA query_only = ON")
+                # They are made when first used, which the authorizer would take for a change.
+                self._reader.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
                 self._reader.set_authorizer(_allow_reading)
         try:
             cursor = self._reader.execute(text, parameters)

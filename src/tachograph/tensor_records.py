@@ -205,13 +205,13 @@ class TensorFrame:
             for length in lengths
         ]
 
-    def values(self) -> Iterator[tuple[float | int | None, ...]]:
+    def values(self) -> Iterator[tuple[float | int | str | None, ...]]:
         """Per tensor its statistics and histogram as the table has them."""
         texts = self.histograms()
         for numbers, text in zip(_NUMBERS.iter_unpack(self.statistics), texts, strict=True):
-            if math.isfinite(sum(numbers)):
-                mean, std, low, high, l2, zeros, nan, inf = numbers
-                yield mean, std, low, high, l2, int(zeros), int(nan), int(inf), text
+            mean, std, low, high, l2, *counts = numbers
+            if math.isfinite(sum(numbers)) and 0.0 <= min(counts) and max(counts) < 2.0**63:
+                yield mean, std, low, high, l2, *map(int, counts), text
             else:  # seldom
                 moments = (number if math.isfinite(number) else None for number in numbers[:5])
                 yield *moments, *map(_count, numbers[5:]), text
