@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from tachograph.cli.render import console, short_name, shown
+from tachograph.cli.render import console, short_name
 from tachograph.tensor_grids import (
     Grid,
     HistogramGrid,
@@ -68,10 +68,10 @@ def draw_histogram(grid: HistogramGrid, title: str) -> None:
         cells = [_share_cell(share, scale, paint) for share in row]
         out.print(_line(f"{label:>{margin - 1}} ", cells))
     out.print(_axis(margin, len(shares[0]), grid.steps))
-    steps = [(f"{most * at * at:.2g}", at) for at in (0.25, 0.5, 0.75, 1.0)]
     legend = Text("share of the values in a row: ", style="dim")
-    for text, place in steps:
-        legend.append_text(_signs([paint(place)] * 2)).append(f" {float(text):.1%}  ", "dim")
+    for place in (0.25, 0.5, 0.75, 1.0):
+        share = f" {100 * most * place * place:.2g} %  "
+        legend.append_text(_signs([paint(place)] * 2)).append(share, "dim")
     out.print(legend)
 
 
@@ -141,9 +141,9 @@ def _axis(margin: int, width: int, steps: Sequence[int]) -> Text:
 def _legend(scale: Scale | None, paint: Paint, *, any_bad: bool) -> Text:
     if scale is None:
         return Text("× NaN or Inf; there is no finite number", style="dim")
-    legend = Text(f"{shown(scale.low)} ", style="dim")
+    legend = Text(f"{scale.low:.3g} ", style="dim")
     legend.append_text(_signs([paint(at / 15) for at in range(16)]))
-    legend.append(f" {shown(scale.high)}{', logarithmic' if scale.is_log else ''}", "dim")
+    legend.append(f" {scale.high:.3g}{', logarithmic' if scale.is_log else ''}", "dim")
     if any_bad:
         legend.append("; ", "dim").append(*_BAD).append(" NaN or Inf", "dim")
     return legend

@@ -188,7 +188,8 @@ def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     if not known:
         return "×" * parts
     low, high = min(known), max(known)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    is_flat = high - low <= 1e-12 * max(abs(high), abs(low))  # but for the rounding of means
+    scale = 0.0 if is_flat else (len(_BARS) - 1) / (high - low)
     return "".join("×" if math.isnan(m) else _BARS[round((m - low) * scale)] for m in means)
 
 

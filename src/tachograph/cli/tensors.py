@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -57,7 +58,10 @@ def tensors(
         typer.Option("--name", metavar="PATTERN", help="Only these names; '*' is any text."),
     ] = None,
     step: Annotated[
-        str, typer.Option(metavar="N|last", help="Which step; by default each tensor's last.")
+        str,
+        typer.Option(
+            metavar="STEP", help="A number, or 'last': of each tensor the last, the default."
+        ),
     ] = "last",
     sort: Annotated[
         str,
@@ -125,10 +129,9 @@ def _print(store: Store, rows: Table, count: int) -> None:
         curves = _curves(store, rows)
         for row, key in zip(listed, _keys(rows), strict=True):
             row["curve"] = sparkline(curves[key], 16) if len(curves[key]) > 1 else ""
-    columns = [name for name in columns if any(row[name] not in (None, "") for row in listed)]
     if len(steps) == 1:
         out.print(f"step {next(iter(steps))}", style="bold")
-    print_table(listed, columns, names=_HEADS, styles=_STYLES, right=_NUMBERS)
+    print_table(listed, _filled(columns, listed), names=_HEADS, styles=_STYLES, right=_NUMBERS)
     if count > len(rows):
         out.print(f"{count - len(rows)} more; --limit or --json shows them", style="dim")
 
@@ -147,6 +150,11 @@ def _readable(row: dict[str, Any], longest: int | None = None) -> dict[str, Any]
         **{column: _short(row[column]) for column in ("mean", "std", "min", "max", "l2")},
         "update_ratio": None if row["update_ratio"] is None else f"{row['update_ratio']:.1e}",
     }
+
+
+def _filled(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns in which something stands."""
+    return [name for name in columns if any(row[name] not in (None, "") for row in rows)]
 
 
 def _short(value: float | None) -> str:
@@ -199,8 +207,13 @@ def print_section(store: Store, record: RunRecord) -> None:
     longest = _NAME if out.width < _WIDE_FROM else None
     worst = [_readable(row, longest) for row in ranked if row["remark"]]
     if worst:
-        columns = ("name", "kind", "l2", "update_ratio", "remark")
-        print_table(worst[:_FEW_ON_PAGE], columns, names=_HEADS, styles=_STYLES, right=_NUMBERS)
+        print_table(
+            worst[:_FEW_ON_PAGE],
+            _filled(_NARROW, worst),
+            names=_HEADS,
+            styles=_STYLES,
+            right=_NUMBERS,
+        )
     more = len(worst) - _FEW_ON_PAGE
     hint = f"{more} more with remarks; " if more > 0 else "" if worst else "nothing to remark; "
     out.print(f"{hint}'tachograph tensors' lists them all", style="dim")
