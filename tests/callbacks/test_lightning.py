@@ -100,6 +100,7 @@ class TestContract(CallbackContract):
     """The laws of all callbacks."""
 
     interrupt_becomes = SystemExit  # Lightning ends the process itself
+    tensor_kinds = frozenset({"gradient", "weight", "update"})
 
     def make_callback(self, **keywords: Any) -> Any:
         return LightningCallback(**keywords)

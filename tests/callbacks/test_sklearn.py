@@ -89,6 +89,8 @@ def end_workers() -> None:
 class TestContract(CallbackContract):
     """The laws of all callbacks."""
 
+    tensor_kinds = frozenset({"gradient", "update", "weight"})
+
     def make_callback(self, **keywords: Any) -> Any:
         """A new callback."""
         return SklearnCallback(**keywords)

@@ -92,6 +92,8 @@ def end_workers() -> None:
 class TestContract(CallbackContract):
     """The laws of all callbacks; the keywords of `track` stand for it."""
 
+    tensor_kinds = frozenset({"gradient", "update", "weight"})
+
     def make_callback(self, **keywords: Any) -> Any:
         """What `track` is called with."""
         return keywords

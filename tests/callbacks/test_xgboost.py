@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tachograph.testing.callback_contract import QUIET as QUIET_RECORD
 from tachograph.testing.callback_contract import CallbackContract
 
 xgboost = pytest.importorskip("xgboost")
@@ -54,6 +55,14 @@ with xgboost.collective.CommunicatorContext(**json.loads(sys.argv[1])):
 
 
 class TestXGBoostCallback(CallbackContract):
+    tensor_kinds = frozenset({"gradient", "hessian", "weight"})
+
+    @pytest.fixture
+    def config(self, store_url: str) -> dict[str, Any]:
+        """Statistics of each round."""
+        record = QUIET_RECORD["record"] | {"every": 1}
+        return {"backend": store_url, "project": "contract", "record": record}
+
     def make_callback(self, **keywords: Any) -> Any:
         return XGBoostCallback(**keywords)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import math
 import pickle
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tachograph import recorder, registry
+from tachograph import histograms, recorder, registry
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import StoreNotFound
 from tachograph.records import Row
@@ -34,6 +35,10 @@ FAULTS = (
 
 QUIET = {"record": {"system": False}}
 """Settings for tests that look at what a callback records, not at the machine."""
+
+
+EACH_STEP = {"every": 1, "histograms": 1, "snapshots": 1, "weights": "full", "gradients": "full"}
+"""Settings that record all there is of weights and gradients at each step."""
 
 
 class Broken(Exception):
@@ -100,9 +105,12 @@ class CallbackContract:
     ----------
     interrupt_becomes : type of BaseException
         What a KeyboardInterrupt in the training reaches the user as.
+    tensor_kinds : set of str
+        Kinds of tensors that a training leaves in the record.
     """
 
     interrupt_becomes: ClassVar[type[BaseException]] = KeyboardInterrupt
+    tensor_kinds: ClassVar[frozenset[str]] = frozenset()
 
     # ------------------------------------------------------------------ for the author
 
@@ -157,11 +165,37 @@ class CallbackContract:
 
     # ------------------------------------------------------------------ laws
 
-    def test_training_is_unchanged(self, config: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("record", [{}, EACH_STEP], ids=["by default", "each step"])
+    def test_training_is_unchanged(self, config: dict[str, Any], record: dict[str, Any]) -> None:
         """Weights, predictions and random numbers are the same bits with and without it."""
         without = self.train([])
         assert without == self.train([]), "the training is not deterministic by itself"
+        config = config | {"record": config["record"] | record}
         assert self.train([self.make_callback(config=config)]) == without
+
+    def test_tensors_are_recorded(self, config: dict[str, Any], store_url: str) -> None:
+        """Statistics of the kinds that the framework shows, whole and in agreement; or none."""
+        each_step = config | {"record": config["record"] | EACH_STEP}
+        self.train([self.make_callback(config=each_step)])
+        rows = Record(store_url).rows("tensors")
+        assert {row["kind"] for row in rows} == self.tensor_kinds
+        for row in rows:
+            assert row["name"]
+            assert row["size"] == math.prod(json.loads(row["shape"]))
+            counted = row["size"] - row["nan"] - row["inf"]
+            if row["histogram"] is not None:
+                assert sum(histograms.from_text(row["histogram"]).values()) == counted
+            if counted:
+                assert row["min"] <= row["mean"] + abs(row["mean"]) * 1e-6
+                assert row["mean"] <= row["max"] + abs(row["mean"]) * 1e-6
+                spread = row["std"] ** 2 + row["mean"] ** 2
+                assert row["l2"] ** 2 == pytest.approx(counted * spread, rel=1e-3, abs=1e-60)
+
+    def test_tensors_can_be_left_out(self, config: dict[str, Any], store_url: str) -> None:
+        """With weights and gradients off there are none."""
+        callback = self.make_callback(config=config, weights="off", gradients="off", every=1)
+        self.train([callback])
+        assert Record(store_url).rows("tensors") == []
 
     def test_fit_is_one_finished_run(self, config: dict[str, Any], store_url: str) -> None:
         """A fit leaves one run with its end, its framework, metrics and the framework's params."""
