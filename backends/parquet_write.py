@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from tachograph.backends.parquet_files import NO_ROOT, Cursor, Folder, rows_table
 from tachograph.backends.parquet_points import POINTS, WriterSummaries, row_groups
 from tachograph.backends.parquet_read import Reader
+from tachograph.backends.parquet_tensors import STATISTICS_SCHEMA, tensor_by_tensor
+from tachograph.backends.parquet_tensors import row_groups as row_groups_of_tensors
 from tachograph.errors import Gap
 from tachograph.records import TABLES, Batch, MetricBlock, Row
+from tachograph.tensor_records import TensorRows
 
 _KEPT_WRITERS = 64
 """Writers whose summaries are held in memory; those of others are read again."""
@@ -91,7 +93,8 @@ class BatchWriter:
         runs: set[str] = {block.series.run_id for block in batch.blocks}
         for table, rows in batch.rows.items():
             if TABLES[table].grows:
-                runs.update(row["run_id"] for row in rows if row["run_id"] is not None)
+                found = rows.run_ids() if isinstance(rows, TensorRows) else _run_ids(rows)
+                runs.update(run for run in found if run is not None)
         unknown = runs - placed.keys() - self._roots.keys()
         if unknown:
             known = dict(self._reader.roots(sorted(unknown)))
@@ -109,12 +112,13 @@ class BatchWriter:
             first = self._first(batch, "metrics", root, resent)
             self._write_points(batch, root, first, [block.since(first) for block in part])
         for table in ("tensors", "events"):
-            rows: dict[str, list[Row]] = defaultdict(list)
-            for row in batch.rows.get(table, ()):
-                rows[NO_ROOT if row["run_id"] is None else roots[row["run_id"]]].append(row)
-            for root, kept in sorted(rows.items()):
+            for root, rows in sorted(_by_root(batch.rows.get(table, ()), roots).items()):
                 first = self._first(batch, table, root, resent)
-                self._write_rows(batch, table, root, [r for r in kept if r["seq"] >= first], first)
+                if isinstance(rows, TensorRows):
+                    self._write_tensors(batch, root, first, rows.since(first))
+                else:
+                    kept = [row for row in rows if row["seq"] >= first]
+                    self._write_rows(batch, table, root, kept, first)
 
     def _first(self, batch: Batch, table: str, root: str, resent: bool) -> int:
         """First record of the batch that is not in this partition yet."""
@@ -132,13 +136,20 @@ class BatchWriter:
                     # Else it keeps what a group took while the next one takes as much again.
                     pa.default_memory_pool().release_unused()
 
+    def _write_tensors(self, batch: Batch, root: str, first: int, rows: TensorRows) -> None:
+        if len(rows):
+            path = self._path(batch, "tensors", root, first)
+            with self._folder.segment(path, TABLES["tensors"], STATISTICS_SCHEMA) as file:
+                for group in row_groups_of_tensors(rows):
+                    file.write_table(group)
+
     def _write_rows(
         self, batch: Batch, table: str, root: str, rows: Sequence[Row], first: int | None = None
     ) -> None:
         if not rows:
             return
         if table == "tensors":
-            rows = _tensor_by_tensor(rows)
+            rows = tensor_by_tensor(rows)
         path = self._path(batch, table, root, batch.first if first is None else first)
         with self._folder.segment(path, TABLES[table]) as file:
             file.write_table(rows_table(TABLES[table], rows))
@@ -166,8 +177,15 @@ class BatchWriter:
         return summaries
 
 
-def _tensor_by_tensor(rows: Sequence[Row]) -> list[Row]:
-    """Rows of a tensor beside each other, which packs well; tensors in the order of the model."""
-    places: dict[tuple[Any, Any], int] = {}
-    keys = [places.setdefault((row["run_id"], row["name"]), len(places)) for row in rows]
-    return [rows[at] for at in sorted(range(len(rows)), key=keys.__getitem__)]
+def _run_ids(rows: Iterable[Row]) -> set[str | None]:
+    return {row["run_id"] for row in rows}
+
+
+def _by_root(rows: Sequence[Row], roots: Mapping[str, str]) -> Mapping[str, Sequence[Row]]:
+    """Rows by the partition that they go into."""
+    if isinstance(rows, TensorRows):
+        return rows.split(lambda run: NO_ROOT if run is None else roots[run])
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[NO_ROOT if row["run_id"] is None else roots[row["run_id"]]].append(row)
+    return found

@@ -12,7 +12,10 @@ names of the views that show all that is stored with ``_raw_``; the others are t
        ├─ _run_changes ── every change; _runs holds what they merge to
        ├─ _attempts, _params, _tags, _artifacts ── the latest change of each key
        ├─ _provenance ── _documents, once per content
-       └─ _tensors, _events
+       ├─ _tensor_series (run, name, kind, context, shape, …)
+       │            └─ _tensors (series, call) ── statistics, histogram
+       │                   └─ _tensor_calls ── writer, seq, step, epoch, time, once for all tensors
+       └─ _events
 """
 
 from __future__ import annotations
@@ -34,7 +37,15 @@ CHANGE = ("changed_at", "writer", "seq", "deleted")
 KEYED = ("attempts", "params", "tags", "provenance", "artifacts")
 """Tables that hold the latest change of each key of a run."""
 
-GROWING = ("tensors", "events")
+TENSOR_SERIES = (
+    *("run", "name", "kind", "context", "rank", "attempt"),
+    *("shape", "logical_shape", "dtype", "size"),
+)
+TENSOR_CALL = ("writer", "seq", "step", "epoch", "time")
+TENSOR_VALUES = (
+    *("mean", "std", "min", "max", "l2", "zeros", "nan", "inf"),
+    "histogram",  # last: who does not ask for it does not read it
+)
 SERIES_KEY = ("run", "name", "context", "rank", "attempt", "writer")
 SUMMARY = (
     *("last", "special", "last_step", "last_time"),
@@ -78,9 +89,9 @@ def create_statements() -> Iterator[str]:
     yield from (_keyed_table(TABLES[name]) for name in KEYED)
     yield "CREATE TABLE _documents (id INTEGER PRIMARY KEY, sha256 TEXT UNIQUE, text TEXT)"
     yield from _point_tables()
-    for name in GROWING:
-        yield f"CREATE TABLE _{name} (run INTEGER NOT NULL, {_typed(TABLES[name])})"
-        yield f"CREATE INDEX _{name}_run ON _{name} (run)"
+    yield from _tensor_tables()
+    yield f"CREATE TABLE _events (run INTEGER NOT NULL, {_typed(TABLES['events'])})"
+    yield "CREATE INDEX _events_run ON _events (run)"
     for name, text in views():
         yield f"CREATE VIEW {name} AS\n{text}"
 
@@ -133,6 +144,24 @@ def _point_tables() -> Iterator[str]:
         PRIMARY KEY (series, seq)) WITHOUT ROWID"""
 
 
+def _tensor_tables() -> Iterator[str]:
+    # Rows are appended, so that a step writes few pages, and all tensors of it lie together; the
+    # index finds one tensor over time.
+    def typed(columns: Iterable[str]) -> str:
+        types = {name: _TYPES[kind] for name, kind in TABLES["tensors"].columns.items()}
+        types |= {"run": "INTEGER NOT NULL", "writer": "INTEGER NOT NULL"}
+        return ", ".join(f"{quote(name)} {types[name]}" for name in columns)
+
+    yield f"CREATE TABLE _tensor_series (id INTEGER PRIMARY KEY, {typed(TENSOR_SERIES)})"
+    # By run in the order of the model, as they came; by name to find one again.
+    yield "CREATE INDEX _tensor_series_run ON _tensor_series (run)"
+    yield "CREATE INDEX _tensor_series_name ON _tensor_series (name, run)"
+    yield f"CREATE TABLE _tensor_calls (id INTEGER PRIMARY KEY, {typed(TENSOR_CALL)})"
+    yield f"""CREATE TABLE _tensors (series INTEGER NOT NULL, call INTEGER NOT NULL,
+        {typed(TENSOR_VALUES)})"""
+    yield "CREATE INDEX _tensors_series ON _tensors (series, call)"
+
+
 # ---------------------------------------------------------------------------- views
 
 
@@ -157,8 +186,10 @@ def _view(table: str, raw: bool) -> str:
         return f"SELECT {names(spec.columns)} FROM _writers WHERE changed_at IS NOT NULL{shown}"
     if table == "runs":
         return _run_changes(spec) if raw else _runs(spec)
-    if table in GROWING:
-        return _growing(spec, "" if raw else "WHERE r.deleted = 0")
+    if table == "tensors":
+        return _tensors(spec, "" if raw else "WHERE r.deleted = 0")
+    if table == "events":
+        return _events(spec, "" if raw else "WHERE r.deleted = 0")
     return _keyed(spec, "" if raw else "WHERE t.deleted = 0 AND r.deleted = 0")
 
 
@@ -180,12 +211,25 @@ def _keyed(spec: TableSpec, where: str) -> str:
     return f"SELECT r.run_id, {columns}\nFROM {source} {where}"
 
 
-def _growing(spec: TableSpec, where: str) -> str:
+def _events(spec: TableSpec, where: str) -> str:
     columns = names(own_columns(spec), "t.").replace('t."writer"', "w.writer")
     return f"""SELECT r.run_id, {columns}
-        FROM _{spec.name} t
+        FROM _events t
         JOIN _runs r ON r.id = t.run
         JOIN _writers w ON w.id = t.writer {where}"""
+
+
+def _tensors(spec: TableSpec, where: str) -> str:
+    sources = {"run_id": "r", "writer": "w"} | dict.fromkeys(TENSOR_CALL[1:], "c")
+    sources |= dict.fromkeys(TENSOR_SERIES, "s") | dict.fromkeys(TENSOR_VALUES, "t")
+    columns = ", ".join(f"{sources[name]}.{quote(name)}" for name in spec.columns)
+    # From a series to its rows to their calls, as `_metrics`.
+    return f"""SELECT {columns}
+        FROM _tensor_series s
+        JOIN _runs r ON r.id = s.run
+        JOIN _tensors t ON t.series = s.id
+        CROSS JOIN _tensor_calls c ON c.id = t.call
+        JOIN _writers w ON w.id = c.writer {where}"""
 
 
 _LATEST_ATTEMPT = """WHERE r.deleted = 0
@@ -277,21 +321,28 @@ def merge_run() -> str:
 
 # ---------------------------------------------------------------------------- garbage
 
-_OF_RUN = (*KEYED, *GROWING)
+_OF_RUN = (*KEYED, "events")
 DELETED_RUNS = f"""SELECT id, run_id, (
         SELECT coalesce(sum(count), 0) FROM _series WHERE run = _runs.id)
     FROM _runs WHERE deleted = 1 AND ({
     " OR ".join(
-        f"EXISTS (SELECT 1 FROM _{name} WHERE run = _runs.id)" for name in ("series", *_OF_RUN)
+        f"EXISTS (SELECT 1 FROM _{name} WHERE run = _runs.id)"
+        for name in ("series", "tensor_series", *_OF_RUN)
     )
 }) ORDER BY run_id"""
+_TENSOR_CALLS = (
+    "SELECT t.call FROM _tensor_series s JOIN _tensors t ON t.series = s.id WHERE s.run = :run"
+)
 ERASE = (
     "UPDATE _writers SET version = version + 1"
-    " WHERE id IN (SELECT writer FROM _series WHERE run = :run)",
+    " WHERE id IN (SELECT writer FROM _series WHERE run = :run)"
+    f" OR id IN (SELECT writer FROM _tensor_calls WHERE id IN ({_TENSOR_CALLS}))",
     f"DELETE FROM _calls WHERE id IN (SELECT (s.writer << {SEQ_BITS}) + p.seq FROM _series s"
     " JOIN _points p ON p.series = s.id WHERE s.run = :run)",
     "DELETE FROM _points WHERE series IN (SELECT id FROM _series WHERE run = :run)",
-    *(f"DELETE FROM _{name} WHERE run = :run" for name in ("series", *_OF_RUN)),
+    f"DELETE FROM _tensor_calls WHERE id IN ({_TENSOR_CALLS})",
+    "DELETE FROM _tensors WHERE series IN (SELECT id FROM _tensor_series WHERE run = :run)",
+    *(f"DELETE FROM _{name} WHERE run = :run" for name in ("series", "tensor_series", *_OF_RUN)),
     "DELETE FROM _documents WHERE id NOT IN"
     " (SELECT document FROM _provenance WHERE document IS NOT NULL)",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import sqlite3
@@ -24,6 +25,7 @@ from tachograph.backends.sqlite_schema import (
     own_columns,
     upsert,
 )
+from tachograph.backends.sqlite_tensors import SeriesIds, TensorWriter
 from tachograph.errors import Gap, StoreError
 from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Summary, split_special
 
@@ -66,6 +68,7 @@ class _Known:
     id: int
     version: int
     series: dict[_Key, _Series] = field(default_factory=dict)
+    tensors: SeriesIds = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ class BatchWriter:
             raise StoreError(f"writer {batch.writer} has more records than this store numbers")
         batch = batch.since(expected)
         known = self._known(batch.writer)
-        self._write_rows(batch)
+        self._write_rows(known, batch)
         self._write_points(known, batch.blocks)
         known.version += 1
         self._connection.execute(
@@ -172,7 +175,7 @@ class BatchWriter:
 
     # ------------------------------------------------------------------------ rows
 
-    def _write_rows(self, batch: Batch) -> None:
+    def _write_rows(self, known: _Known, batch: Batch) -> None:
         for table, rows in batch.rows.items():
             if table == "runs":
                 self._write_runs(rows)
@@ -181,8 +184,10 @@ class BatchWriter:
                 self._connection.executemany(_UPSERT[table], _values(map(_settled, rows), columns))
             elif table in KEYED:
                 self._write_keyed(table, rows)
-            elif table not in ("metrics", "summaries"):  # those come from the blocks
-                self._write_growing(table, rows)
+            elif table == "tensors":
+                self._write_tensors(known, rows)
+            elif table == "events":  # points and summaries come from the blocks
+                self._write_events(rows)
 
     def _write_runs(self, rows: Sequence[Row]) -> None:
         columns = own_columns(TABLES["runs"])
@@ -205,13 +210,19 @@ class BatchWriter:
             hidden = f"UPDATE _series SET hidden_from = {HIDDEN_FROM} WHERE run = ?"
             self._connection.executemany(hidden, ((id_,) for id_ in changed))
 
-    def _write_growing(self, table: str, rows: Sequence[Row]) -> None:
-        columns = own_columns(TABLES[table])
+    def _write_tensors(self, known: _Known, rows: Sequence[Row]) -> None:
+        if len(known.tensors) > REMEMBERED_SERIES:
+            known.tensors.clear()
+        numbers = functools.cache(self._writer_id)
+        TensorWriter(self._connection, self._run, numbers, known.tensors).write(rows)
+
+    def _write_events(self, rows: Sequence[Row]) -> None:
+        columns = own_columns(TABLES["events"])
         places = ", ".join("?" * (1 + len(columns)))
         writers = {name: self._writer_id(name) for name in {row["writer"] for row in rows}}
         numbered = (row | {"writer": writers[row["writer"]]} for row in rows)
         self._connection.executemany(
-            f"INSERT INTO _{table} (run, {names(columns)}) VALUES ({places})",
+            f"INSERT INTO _events (run, {names(columns)}) VALUES ({places})",
             self._values_of_run(numbered, columns),
         )
 

@@ -210,7 +210,7 @@ class TensorFrame:
         texts = self.histograms()
         for numbers, text in zip(_NUMBERS.iter_unpack(self.statistics), texts, strict=True):
             mean, std, low, high, l2, *counts = numbers
-            if math.isfinite(sum(numbers)) and 0.0 <= min(counts) and max(counts) < 2.0**63:
+            if math.isfinite(sum(numbers)) and min(counts) >= 0.0 and max(counts) < 2.0**63:
                 yield mean, std, low, high, l2, *map(int, counts), text
             else:  # seldom
                 moments = (number if math.isfinite(number) else None for number in numbers[:5])
@@ -243,6 +243,25 @@ class TensorRows(Sequence[Row]):
         """Add the rows of a frame, or one row, in order of sequence numbers."""
         self._parts.append(part)
 
+    def run_ids(self) -> set[str | None]:
+        """The runs that they belong to."""
+        return {_run_of(part) for part in self._parts}
+
+    def split(self, place: Callable[[str | None], str]) -> dict[str, TensorRows]:
+        """The rows by what `place` says of their runs."""
+        found: dict[str, TensorRows] = {}
+        for part in self._parts:
+            found.setdefault(place(_run_of(part)), TensorRows()).add(part)
+        return found
+
+    def since(self, seq: int) -> TensorRows:
+        """The rows of records from `seq` on."""
+        kept = TensorRows()
+        for part in self._parts:
+            if (part.seq if isinstance(part, TensorFrame) else part["seq"]) >= seq:
+                kept.add(part)
+        return kept
+
     @property
     def frames(self) -> list[TensorFrame]:
         """What is packed."""
@@ -269,6 +288,11 @@ class TensorRows(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         return list(self)[index]
+
+
+def _run_of(part: TensorFrame | Row) -> str | None:
+    run_id: str | None = part.series.run_id if isinstance(part, TensorFrame) else part["run_id"]
+    return run_id
 
 
 def _fits(body: bytes, end: int, count: int) -> bool:
