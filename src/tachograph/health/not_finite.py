@@ -25,6 +25,7 @@ leaves out the steps whose gradients overflow, and halves its scale each time.""
 METRIC_POINTS = 3
 """Points in a row; some metrics are undefined now and then, as a precision without positives."""
 
+_MOST_NAMES = 10_000
 _KINDS = ("activation", "gradient", "hessian", "update", "weight")
 """In the order in which a step makes them."""
 
@@ -90,6 +91,9 @@ class MetricsNotFinite:
     def look(self, block: MetricBlock) -> Finding | None:
         """Look at some points of one series."""
         context, found = block.series.context, None
+        if len(self._sound) >= _MOST_NAMES:  # names that never come back
+            self._sound.clear()
+            self._streaks.clear()
         for at, name in enumerate(block.series.names):
             if name.startswith("gradient_norm"):  # told of by the gradients themselves
                 continue

@@ -21,6 +21,7 @@ from tachograph.tensor_records import TensorKey
 GRADIENT_NORM = "gradient_norm"
 MOST = 3
 """Events of one rule in one run."""
+_MOST_NAMES = 10_000
 
 _EXPLAINS = {
     "vanishing_gradient": {"dead_units", "frozen_weights", "update_ratio_low", "plateau"},
@@ -80,16 +81,17 @@ class RunRules:
         if is_of_machine(context):
             return []
         found = []
-        if self._metric_rule is not None and (finding := self._metric_rule.look(block)):
-            found += self._admit(finding)
-            if finding.level == "error":  # the first of many
-                self._metric_rule, self._spoilt_at = None, finding.step
         for at, name in enumerate(block.series.names):
             if name == GRADIENT_NORM:
                 found += self._look_at_norms(block, at)
             elif (loss := self._loss(name, context)) is not None:
-                for finding in loss.add(column(block, at)):
-                    found += self._admit(finding)
+                for told in loss.add(column(block, at)):
+                    found += self._admit(told)
+        if self._metric_rule is not None and (finding := self._metric_rule.look(block)):
+            found += self._admit(finding)
+            if finding.level == "error":  # the first of many
+                self._metric_rule, self._spoilt_at = None, finding.step
+                self._quiet |= {Divergence.name, Plateau.name}
         return found
 
     def tensors(self, keys: Sequence[TensorKey], step: int | None, numbers: Any) -> list[Finding]:
@@ -136,6 +138,8 @@ class RunRules:
         mark = name, context
         loss = self._losses.get(mark)
         if loss is None:
+            if len(self._losses) >= _MOST_NAMES:  # names that never come back
+                self._losses.clear()
             is_one = is_training_loss(name, context)
             rules = self._loss_rules(name, context) if is_one else ()
             loss = self._losses[mark] = Loss(rules)
