@@ -25,6 +25,7 @@ from tachograph.runrecord import RunRecord
 from tachograph.table import Table
 from tachograph.tensor_query import COLUMNS, SERIES
 from tachograph.tensor_ranking import with_remarks, worst_first
+from tachograph.tensor_records import KINDS
 
 _FEW = 30
 _FEW_ON_PAGE = 5
@@ -187,10 +188,12 @@ def print_section(store: Store, record: RunRecord) -> None:
         return
     section("Tensors")
     out = console()
-    kinds = {kind: 0 for kind in known["kind"]}
-    for kind in known["kind"]:
-        kinds[kind] += 1
-    counted = ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in kinds.items())
+    kinds = [*known["kind"]]
+    counted = ", ".join(
+        f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}"
+        for kind in dict.fromkeys([*KINDS, *kinds])
+        if kind in kinds
+    )
     first = min((step for step in known["first_step"] if step is not None), default=None)
     last = max((step for step in known["last_step"] if step is not None), default=None)
     times = max(known["count"])
