@@ -18,6 +18,8 @@ from xgboost.callback import EarlyStopping, TrainingCallback
 
 from tachograph.values import qualified_name
 
+FRAMEWORK = f"xgboost {xgboost.__version__}"
+
 SAMPLE_ROWS = 512
 """So many rows of a matrix, evenly spread, are in the digest of its features."""
 

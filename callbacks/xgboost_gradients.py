@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy
 
+from tachograph.callbacks import tensors_snapshot
 from tachograph.callbacks.tensors_host import Meter, Numbers, histogram, key, pack
+from tachograph.callbacks.tensors_pace import Plan
 from tachograph.run import Run
 from tachograph.tensor_records import STATISTICS, TensorKey
 from tachograph.values import canonical_json
@@ -21,8 +23,8 @@ NAME = "objective"
 """What gradients and hessians are named: they are those of the objective, one for each row."""
 
 Array = Any  # numpy.ndarray
-See = Callable[[Any, int], None]
-"""Takes what an objective returned, and the number of rows."""
+See = Callable[[Any, Any], None]
+"""Takes what an objective returned, and the DMatrix that it was called with."""
 
 _L2, _NAN, _INF = (STATISTICS.index(name) for name in ("l2", "nan", "inf"))
 
@@ -35,33 +37,41 @@ class GradientRecord:
     run : Run
     context : dict
         Of all tensors: ``{"scope": "rank"}`` where this process holds a part of the rows.
+    keeps_snapshots : bool
+        Whether the arrays themselves are kept too, where it is planned.
     """
 
-    def __init__(self, run: Run, context: dict[str, Any]) -> None:
+    def __init__(self, run: Run, context: dict[str, Any], keeps_snapshots: bool) -> None:
         self._run = run
         self._context = context
+        self._keeps_snapshots = keeps_snapshots
         self._meter = Meter()
         self._keys: dict[Any, tuple[TensorKey, ...]] = {}
 
-    def log(self, tables: dict[str, Array], name: str, step: int, histograms: bool) -> float:
+    def log(
+        self, tables: dict[str, Array], name: str, step: int, plan: Plan
+    ) -> tuple[float, float]:
         """Record tables (class, row) by kind.
 
         Returns
         -------
-        float
-            Seconds that the histograms took.
+        (float, float)
+            Seconds that histograms and a snapshot took.
         """
         rows = [row for table in tables.values() for row in table]
         numbers = [self._meter.measure(row) for row in rows]
         started = perf_counter()
-        pairs = [histogram(row) for row in rows] if histograms else None
-        seconds = perf_counter() - started
-        keys = self._keys_of(tables, name)
-        self._run.log_statistics(keys, pack(numbers), step, histograms=pairs)
+        pairs = [histogram(row) for row in rows] if plan.histograms else None
+        measured = perf_counter()
+        snapshot_seconds = 0.0
+        if plan.snapshot and self._keeps_snapshots:
+            written = tensors_snapshot.save(self._run, tables, "gradients", step)
+            snapshot_seconds = perf_counter() - measured + written
+        self._run.log_statistics(self._keys_of(tables, name), pack(numbers), step, histograms=pairs)
         if "gradient" in tables:
             norm = _norm(numbers[: len(tables["gradient"])])
             self._run.log({"gradient_norm": norm}, step)
-        return seconds if histograms else 0.0
+        return measured - started if pairs else 0.0, snapshot_seconds
 
     def _keys_of(self, tables: dict[str, Array], name: str) -> tuple[TensorKey, ...]:
         mark = tuple((kind, table.shape, table.dtype) for kind, table in tables.items())
@@ -106,18 +116,21 @@ class Tap:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         found = self._objective(*arguments, **keywords)
-        self._see(found, arguments[-1].num_row())
+        self._see(found, arguments[-1] if arguments else None)
         return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._objective, name)
 
 
-def tables_of(gradient: Any, hessian: Any, rows: int) -> dict[str, Array]:
-    """What an objective returned as tables (class, row); empty where it is on another device."""
-    if not isinstance(gradient, numpy.ndarray) or not isinstance(hessian, numpy.ndarray):
+def tables_of(found: Any, matrix: Any) -> dict[str, Array]:
+    """What an objective returned, as tables (class, row); empty where it is not numpy's."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
         return {}
+    if not all(isinstance(array, numpy.ndarray) for array in found):
+        return {}
+    rows = matrix.num_row()
     return {
         kind: numpy.ascontiguousarray(array.reshape(rows, -1).T)
-        for kind, array in (("gradient", gradient), ("hessian", hessian))
+        for kind, array in zip(("gradient", "hessian"), found, strict=True)
     }

@@ -86,23 +86,26 @@ class GrowthRecord:
             self.flush(booster, end)
 
     def flush(self, booster: xgboost.Booster, end: int, *, final: bool = False) -> None:
-        """Record the rounds that have not been seen yet."""
-        self._read_at = started = self._clock()
+        """Record the rounds that have not been seen yet, and the importance of features."""
+        self._read_at = self._clock()
         stride = self._stride(end - self._next, final)
-        if stride is None:
-            return
-        try:
-            count = self._log_rounds(booster, -(-self._next // stride) * stride, end, stride)
-        except xgboost.core.XGBoostError:  # while old trees are updated nobody may look at them
-            return
-        self._next = end
-        self._histogram_steps.clear()
-        seconds = self._clock() - started
-        if count:
-            self._seconds_a_round = seconds / count
-        self._spent += seconds
+        if stride is not None:
+            try:
+                self._read(booster, end, stride)
+            except xgboost.core.XGBoostError:  # while old trees are updated nobody may look
+                return
         if self._importance_due(end, final):
             self._log_importance(booster, end)
+
+    def _read(self, booster: xgboost.Booster, end: int, stride: int) -> None:
+        started = self._clock()
+        count = self._log_rounds(booster, -(-self._next // stride) * stride, end, stride)
+        seconds = self._clock() - started
+        self._spent += seconds
+        if count:
+            self._seconds_a_round = seconds / count
+        self._next = end
+        self._histogram_steps.clear()
 
     # ------------------------------------------------------------------ pace
 

@@ -1,6 +1,6 @@
 """Gradients and hessians of XGBoost's own objectives, from the margins of the rows.
 
-The formulae are those of XGBoost 2.1 to 3.2 in the same float32, so that what comes out is what the
+The formulae are those of XGBoost 2.1 to 3.4 in the same float32, so that what comes out is what
 trees grow from, but for the rounding of exp and log. Objectives that look at several rows at once
 (rank:…, survival:…) have none here.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
+import xgboost
 
 Array = Any  # numpy.ndarray of float32
 Pair = tuple[Array, Array]
@@ -225,6 +226,10 @@ _FORMULAE: dict[str, Formula] = {
     "multi:softmax": _softmax,
     "multi:softprob": _softmax,
 }
+
+if tuple(map(int, xgboost.__version__.split(".")[:2])) >= (3, 4):  # they are smoothed since
+    for _name in ("reg:absoluteerror", "reg:quantileerror"):
+        del _FORMULAE[_name]
 
 _SCALES_POSITIVE = {
     "reg:squarederror",

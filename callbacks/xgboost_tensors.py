@@ -103,7 +103,11 @@ class TensorRecord:
         every = record.every if given is None else given
         is_shard = xgboost.collective.get_world_size() > 1
         return _Part(
-            GradientRecord(run, {"scope": "rank"} if is_shard else {}),
+            GradientRecord(
+                run,
+                {"scope": "rank"} if is_shard else {},
+                self._recording.level("gradients") == "full",
+            ),
             GrowthRecord(run, first, every, record.budget * share),
             LinearRecord(run, self._recording.level("weights") == "full"),
         )
@@ -130,7 +134,7 @@ class TensorRecord:
             part.settings = Settings.read(booster.save_config())
         if self._wants_weights and part.settings.booster == "gblinear":
             part.linear.round_begins(booster)
-        if self._wants_gradients and not self._has_objective and _has_all_columns(matrix):
+        if self._computes_gradients(matrix):
             predicted = booster.predict(
                 matrix, output_margin=True, training=False, validate_features=False
             )
@@ -144,12 +148,11 @@ class TensorRecord:
         return Tap(objective, partial(self._saw, step))
 
     @hook
-    def _saw(self, step: int, found: Any, rows: int) -> None:
+    def _saw(self, step: int, found: Any, matrix: Any) -> None:
         started = perf_counter()
-        gradient, hessian = found
         part = self._parts[self._objective_calls % len(self._parts)]
         self._objective_calls += 1
-        tables = tables_of(gradient, hessian, rows)
+        tables = tables_of(found, matrix)
         if tables:
             self._log(part, tables, NAME, step)
         self.seconds_in_round += perf_counter() - started
@@ -169,14 +172,14 @@ class TensorRecord:
         self._seconds += perf_counter() - started + self.seconds_in_round
         if plan is not None and self._schedule is not None:
             histograms, snapshot = self._histogram_seconds, self._snapshot_seconds
-            moments = self._seconds - histograms - snapshot
+            moments = max(0.0, self._seconds - histograms - snapshot)  # some is beside the training
             self._schedule.spent(step, moments, histograms, snapshot)
         self._grow(step + 1, model)
         return True
 
     def _begin_late(self, part: _Part, settings: Settings, matrix: Any, step: int) -> None:
         """Record the gradients of the first round, whose margins are known only after it."""
-        if self._wants_gradients and not self._has_objective and _has_all_columns(matrix):
+        if self._computes_gradients(matrix):
             margin = settings.first_margin(matrix.num_row(), _on_host(matrix.get_base_margin()))
             self._log_gradients(part, settings, margin, matrix, step)
 
@@ -213,6 +216,10 @@ class TensorRecord:
 
     # ------------------------------------------------------------------ gradients
 
+    def _computes_gradients(self, matrix: Any) -> bool:
+        """Whether gradients are to be found from margins; a user's objective shows its own."""
+        return self._wants_gradients and not self._has_objective and _has_all_columns(matrix)
+
     def _log_gradients(
         self, part: _Part, settings: Settings, margin: Any, matrix: Any, step: int
     ) -> None:
@@ -223,8 +230,10 @@ class TensorRecord:
         self._log(part, {"gradient": gradient, "hessian": hessian}, NAME, step)
 
     def _log(self, part: _Part, tables: dict[str, Any], name: str, step: int) -> None:
-        wanted = self._plan is not None and self._plan.histograms
-        self._histogram_seconds += part.gradients.log(tables, name, step, wanted)
+        if self._plan is not None:
+            histograms, snapshot = part.gradients.log(tables, name, step, self._plan)
+            self._histogram_seconds += histograms
+            self._snapshot_seconds += snapshot
 
 
 def _has_all_columns(matrix: Any) -> bool:

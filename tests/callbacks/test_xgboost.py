@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tachograph.testing.callback_contract import QUIET as QUIET_RECORD
 from tachograph.testing.callback_contract import CallbackContract
 
 xgboost = pytest.importorskip("xgboost")
@@ -57,11 +56,7 @@ with xgboost.collective.CommunicatorContext(**json.loads(sys.argv[1])):
 class TestXGBoostCallback(CallbackContract):
     tensor_kinds = frozenset({"gradient", "hessian", "weight"})
 
-    @pytest.fixture
-    def config(self, store_url: str) -> dict[str, Any]:
-        """Statistics of each round."""
-        record = QUIET_RECORD["record"] | {"every": 1}
-        return {"backend": store_url, "project": "contract", "record": record}
+    tensor_kinds = frozenset({"gradient", "hessian", "weight"})
 
     def make_callback(self, **keywords: Any) -> Any:
         return XGBoostCallback(**keywords)

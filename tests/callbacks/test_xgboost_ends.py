@@ -25,6 +25,8 @@ xgboost = pytest.importorskip("xgboost")
 
 from tachograph.callbacks import XGBoostCallback  # noqa: E402
 from tachograph.callbacks import xgboost as module  # noqa: E402
+from tachograph.callbacks.xgboost_fit import VANISHED  # noqa: E402
+from tachograph.callbacks.xgboost_watch import Call  # noqa: E402
 
 QUIET = {"verbose_eval": False}
 
@@ -135,7 +137,7 @@ def test_failure_before_the_first_round(
         train(callbacks)
     gc.collect()
     run = record().run()
-    assert (run["status"], run["error"]) == ("failed", module._VANISHED)
+    assert (run["status"], run["error"]) == ("failed", VANISHED)
 
 
 @pytest.mark.filterwarnings("error")
@@ -189,7 +191,7 @@ def test_unknown_container(
 ) -> None:
     """Where XGBoost's container cannot be watched, its plain hooks still record everything."""
     stopping = xgboost.callback.EarlyStopping(rounds=2)
-    monkeypatch.setattr(module, "find_call", module.Call)
+    monkeypatch.setattr(module, "find_call", Call)
     constant = matrix()
     constant.set_label(np.zeros(200))
     train([stopping, XGBoostCallback(config=config)])

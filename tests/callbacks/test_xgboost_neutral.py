@@ -13,7 +13,9 @@ from tachograph.testing.callback_contract import Record
 
 xgboost = pytest.importorskip("xgboost")
 
-from tachograph.callbacks import XGBoostCallback  # noqa: E402
+from tachograph.callbacks import XGBoostCallback, xgboost_growth  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("error::tachograph.errors.TachographWarning")
 
 COMMON = {"seed": 1, "nthread": 1, "max_depth": 3, "subsample": 0.8, "colsample_bytree": 0.7}
 PARAMS = {
@@ -137,7 +139,14 @@ def _seeded(training: Callable[[list[Any]], Any], callbacks: list[Any]) -> Any:
 def _assert_neutral(training: Callable[[list[Any]], Any], config: dict[str, Any]) -> None:
     without = _seeded(training, [])
     assert without == _seeded(training, []), "not deterministic by itself"
-    assert without == _seeded(training, [XGBoostCallback(config=config)])
+    callback = XGBoostCallback(config=config, every=1, weights="full", gradients="full")
+    assert without == _seeded(training, [callback])
+
+
+@pytest.fixture(autouse=True)
+def _each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees are read after each round, not once a second."""
+    monkeypatch.setattr(xgboost_growth, "BATCH_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("kind", PARAMS)
@@ -148,9 +157,10 @@ def test_model_is_unchanged(
     _assert_neutral(lambda callbacks: train(callbacks, COMMON | PARAMS[kind]), config)
     assert len(record().series("time/round_seconds")) == 6
     assert record().run()["status"] == "finished"
+    assert {row["step"] for row in record().rows("tensors", name="leaves")} == set(range(6))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore:.*manually specified the `updater`:UserWarning")
 @pytest.mark.parametrize("way", TRAININGS)
 def test_way_of_training_is_unchanged(
     way: str, config: dict[str, Any], record: Callable[[], Record]
@@ -158,3 +168,4 @@ def test_way_of_training_is_unchanged(
     """The same holds for each way to train."""
     _assert_neutral(TRAININGS[way], config)
     assert {run["status"] for run in record().runs()} == {"finished"}
+    assert record().rows("tensors", kind="gradient")
