@@ -86,7 +86,9 @@ class Fit:
         self.search: Search | None = None
         self.includes_scoring = False
         self.goes_on = False
-        self.tensors = Tensors(place.run, place.settings, place.context)
+        # Iterations of a part that is fitted again are not those of its first fit.
+        self._within = {**(place.context or {}), **({"fit": ordinal} if ordinal else {})}
+        self.tensors = Tensors(place.run, place.settings, self._within)
         self.is_open = True
         self.started = time.perf_counter()
         self.subject: Callable[[], Any] = _nothing
@@ -158,14 +160,14 @@ class Fit:
 
     def tell(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of an iteration, that the end of the fit need not record again."""
-        self.run.log(metrics, step=step, context=self.place.context)
+        self.run.log(metrics, step=step, context=self._within)
         self._told.update(dict.fromkeys(metrics, step + 1))
 
     def iteration(self, number: int, seconds: float, fitted: Any) -> None:
         """One iteration of a solver: how long it took, and the weights that it has reached."""
         flat = fitted.coef_.reshape(-1)
         metrics = {"time/iteration_seconds": seconds, "coef_norm": float(flat @ flat) ** 0.5}
-        self.run.log(metrics, step=number, context=self.place.context)
+        self.run.log(metrics, step=number, context=self._within)
         weights = {"coef_": fitted.coef_, "intercept_": fitted.intercept_}
         old, self._before = self._before or {}, weights  # the arrays of each iteration are new
         plan = self.tensors.plan(number, 2 * flat.size)
@@ -224,18 +226,21 @@ class Fit:
         most = MOST_TREES if self.place.context is None else MOST_IN_A_FOLD
         if "trees/depth" not in self._told:
             for number, metrics in tree_series(estimator, most):
-                self.run.log(metrics, step=number, context=self.place.context)
+                self.run.log(metrics, step=number, context=self._within)
         if self._tells_all:
             for feature, metrics in importances(estimator):
                 self.run.log(metrics, step=0, context={"feature": feature})
 
     def _log_tensors(self, estimator: Any) -> None:
-        """Record the weights that the fit has led to, at the step of its last iteration."""
+        """Record the weights that the fit has led to, at the step of their iteration."""
         if not self.tensors.settings.wants("weight"):
             return
         weights = coefficients(estimator, self._in[0])
         last = self.tensors.last_step
-        step = self.ordinal if last is None else step_of_best(estimator, last)
+        if last is not None:
+            step = step_of_best(estimator, last)
+        else:
+            step = self.ordinal if self.goes_on else 0
         self.tensors.record_final(step, weights, goes_on=self.goes_on)
 
     def _log_learned(self, estimator: Any) -> None:

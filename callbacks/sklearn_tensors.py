@@ -31,6 +31,7 @@ _OF_LEVEL = {
     "gradient": "gradients",
     "hessian": "gradients",
 }
+_SNAPSHOTS = {"weight": "weights", "gradient": "gradients"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Settings:
             recording.level("gradients"),
             configured.every if recording.every is None else recording.every,
             configured.histograms,
-            configured.snapshots if recording.level("weights") == "full" else "off",
+            configured.snapshots,
             configured.budget,
         )
 
@@ -73,7 +74,7 @@ class Settings:
         return Schedule(
             every=self.every,
             histograms=self.histograms,
-            snapshots=self.snapshots,
+            snapshots=self.snapshots if "full" in (self.weights, self.gradients) else "off",
             budget=self.budget,
             estimate=estimate,
         )
@@ -126,10 +127,14 @@ class Tensors:
         self._keys: dict[Any, tuple[TensorKey, ...]] = {}
         self._recorded: set[int] = set()
         self._names: frozenset[str] = frozenset()
+        self._kept: set[int] = set()
 
     def plan(self, step: int, size: int) -> Plan | None:
         """What to record at an iteration; `size` is how many values that would be, about."""
         self.last_step = step
+        return self._plan(step, size)
+
+    def _plan(self, step: int, size: int) -> Plan | None:
         if self.settings.is_off:
             return None
         if self._schedule is None:
@@ -162,31 +167,32 @@ class Tensors:
         Within the budget, of which a short fit has something too; as an iteration where the
         estimator `goes_on`, and this may not be the end.
         """
-        known = self._names if step in self._recorded else ()
-        tensors = [
-            Tensor("weight", name, array) for name, array in weights.items() if name not in known
-        ]
-        if not tensors:
+        tensors = [Tensor("weight", name, array) for name, array in weights.items()]
+        if not tensors or not self.settings.wants("weight"):
             return
         if goes_on:
-            if self.last_step is None or self.last_step < step:
-                plan = self.plan(step, sum(one.array.size for one in tensors))
-                if plan is not None:
-                    self.record(step, plan, tensors)
+            size = sum(one.array.size for one in tensors)
+            plan = self._plan(step, size) if self.last_step is None else None
+            if plan is not None:
+                self.record(step, plan, tensors)
             return
         started = perf_counter()
+        known = self._names if step in self._recorded else ()
+        self._record_within_budget(step, [one for one in tensors if one.name not in known])
+        if isinstance(self.settings.snapshots, int | str) and self.settings.snapshots != "off":
+            self._snapshot(step, tensors)
+        self._final_seconds += perf_counter() - started
+
+    def _record_within_budget(self, step: int, tensors: Sequence[Tensor]) -> None:
         size = sum(one.array.size for one in tensors)
         expected = size * _SECONDS_PER_VALUE + len(tensors) * _SECONDS_PER_TENSOR
         left = self._left()
-        if self.settings.every == "auto" and expected > left:
+        if not tensors or (self.settings.every == "auto" and expected > left):
             return
         wanted = self.settings.histograms
         wants_histograms = expected * _HISTOGRAM <= left if wanted == "auto" else wanted != "off"
         histograms = _histograms(tensors)[0] if wants_histograms else None
         self._log(step, self._measure(tensors), histograms)
-        if self.settings.snapshots != "off":
-            self._snapshot(step, tensors)
-        self._final_seconds += perf_counter() - started
 
     def _left(self) -> float:
         """Seconds that the budget has left."""
@@ -227,14 +233,24 @@ class Tensors:
         return found
 
     def _snapshot(self, step: int, tensors: Sequence[Tensor]) -> float:
-        """Keep whole weights; returns seconds, also those of writing that come later."""
-        arrays = {one.name: one.array for one in tensors if one.kind == "weight"}
-        if not arrays:
+        """Keep whole tensors; returns seconds, also those of writing that come later."""
+        if step in self._kept:
             return 0.0
-        started = perf_counter()
+        self._kept.add(step)
+        seconds = 0.0
         apart = [f"{name}-{value}" for name, value in self._context.items()]
-        beside = tensors_snapshot.save(self._run, arrays, "/".join(["weights", *apart]), step)
-        return perf_counter() - started + beside
+        for kind, level in _SNAPSHOTS.items():
+            arrays = {
+                ".".join([one.name, *map(str, one.part.values())]): one.array
+                for one in tensors
+                if one.kind == kind
+            }
+            if arrays and getattr(self.settings, level) == "full":
+                started = perf_counter()
+                folder = "/".join([level, *apart])
+                seconds += tensors_snapshot.save(self._run, arrays, folder, step)
+                seconds += perf_counter() - started
+        return seconds
 
 
 def _histograms(tensors: Sequence[Tensor]) -> tuple[list[Pairs], float]:

@@ -91,6 +91,8 @@ class TestContract(CallbackContract):
 
     tensor_kinds = frozenset({"gradient", "update", "weight"})
 
+    tensor_kinds = frozenset({"weight", "update", "gradient"})
+
     def make_callback(self, **keywords: Any) -> Any:
         """A new callback."""
         return SklearnCallback(**keywords)

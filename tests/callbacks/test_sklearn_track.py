@@ -94,6 +94,8 @@ class TestContract(CallbackContract):
 
     tensor_kinds = frozenset({"gradient", "update", "weight"})
 
+    tensor_kinds = frozenset({"weight", "update", "gradient"})
+
     def make_callback(self, **keywords: Any) -> Any:
         """What `track` is called with."""
         return keywords
