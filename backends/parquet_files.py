@@ -52,6 +52,9 @@ _ONE_PAGE: dict[str, Any] = (
     if "max_rows_per_page" in inspect.signature(pq.write_table).parameters
     else {}
 )
+_LEVELS = {"tensors": 7}
+"""Of zstd: the digits of histograms take a twentieth less than with 3, for a third more time."""
+
 _LOCKS = 64
 _SEGMENT = re.compile(r"(.+)-(\d+)-(\d+)\.parquet")
 
@@ -112,7 +115,7 @@ def open_segment(path: Path, spec: TableSpec, schema: pa.Schema | None = None) -
         path,
         schema or SCHEMAS[spec.name],
         compression="zstd",
-        compression_level=3,
+        compression_level=_LEVELS.get(spec.name, 3),
         use_dictionary=text,
         column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
         store_schema=False,

@@ -23,6 +23,8 @@ SUBJECTS = (
     "training",
     "memory",
     "peers",
+    "health",
+    "tensors_store",
     "tensors_torch",
     "tensors_gpu",
     "tensors_xgboost",

@@ -464,3 +464,51 @@ def test_a_wrong_row_is_said_and_blocks_no_store(kind: str, tmp_path: Path) -> N
     rows = read(url, run.run_id)
     assert [row["step"] for row in rows if row["name"] != "scale"] == [1, 1, 2]
     assert (rows[0]["mean"], rows[0]["min"], rows[0]["zeros"]) == (None, 1e308, None)
+
+
+# ---------------------------------------------------------------------------- upkeep
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_gc_frees_what_a_deleted_run_recorded(kind: str, tmp_path: Path) -> None:
+    """And leaves what others recorded; a store that remembers numbers of it goes on right."""
+    store = open_backend(store_url(kind, tmp_path), create=True)
+    rows = {"runs": [{"run_id": run, "root_id": run, "deleted": 0} for run in ("a", "b")]}
+    written = 0
+    for deleted in (0, 1, 0):
+        statistics = TensorRows()
+        for run in ("a", "b"):
+            frame = pack(0, written, None, numbers(written))
+            statistics.add(TensorFrame(TensorSeries(run, KEYS), "w", written, frame))
+        changed = {"changed_at": written + 1, "writer": "w", "seq": written}
+        runs = [
+            dict.fromkeys(TABLES["runs"].columns) | row | changed
+            for row in rows["runs"]
+            if row["run_id"] == "b" or written < 2
+        ]
+        runs[0]["deleted"] = deleted
+        batch = Batch("w", written, written + 1, rows={"runs": runs, "tensors": statistics})
+        written = store.write(batch)
+        if deleted:
+            assert set(store.gc(dry_run=False).runs) == {"a"}  # type: ignore[attr-defined]
+            raw = store.read(Query("tensors", raw=True))
+            assert {row["run_id"] for row in raw} == {"b"}
+            assert len(raw) == 6
+    found = list(store.read(Query("tensors", raw=True, order=("seq",))))
+    assert steps_of([row for row in found if row["run_id"] == "b"]) == [0, 1, 2]
+    assert steps_of([row for row in found if row["run_id"] == "a"]) == [2]
+    store.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_tensors_stay_in_the_order_of_the_model(kind: str, tmp_path: Path) -> None:
+    """Not in that of the alphabet."""
+    keys = tuple(TensorKey(name, "weight", (1,), "float32", 1) for name in ("z", "a", "m"))
+    url = store_url(kind, tmp_path)
+    with tachograph.start_run(config={"backend": url, "record": QUIET}) as run:
+        for step in range(3):
+            run.log_statistics(keys, numbers(step), step)
+    store = tachograph.open(url)
+    found = store.read(Query("tensors", [Condition("run_id", "=", run.run_id)]))
+    store.close()
+    assert list(dict.fromkeys(found["name"])) == ["z", "a", "m"]

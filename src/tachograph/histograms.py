@@ -16,7 +16,8 @@ import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from operator import sub
 
 SIDE = 1024
 """Bins of one sign, of which the last four would be infinities and NaN."""
@@ -77,15 +78,14 @@ def runs_to_text(bins: Sequence[int], counts: Sequence[int]) -> str:
     """`to_text` of bins in ascending order and the count of each."""
     if not bins:
         return "[]"
-    breaks = [i for i, (bin_, after) in enumerate(pairwise(bins), 1) if after != bin_ + 1]
+    steps = list(map(sub, bins[1:], bins))
     text, start = f"[{bins[0]},[", 0
-    for stop in (*breaks, len(bins)):
+    for stop in (place for place, step in enumerate(steps, 1) if step != 1):
+        gap = steps[stop - 1] - 1
         text += ",".join(map(str, counts[start:stop]))
-        if stop < len(bins):
-            gap = bins[stop] - bins[stop - 1] - 1
-            text += "," + "0," * gap if gap <= _GAP else f"]],[{bins[stop]},["
+        text += "," + "0," * gap if gap <= _GAP else f"]],[{bins[stop]},["
         start = stop
-    return f"[{text}]]]"
+    return f"[{text}{','.join(map(str, counts[start:]))}]]]"
 
 
 def from_text(text: str) -> dict[int, int]:
