@@ -89,9 +89,7 @@ class ExplodingGradient:
         return self.add(step.step, math.sqrt(float((sheet.l2 * sheet.l2).sum())))
 
     def add(self, step: int | None, norm: float) -> Finding | None:
-        """Take the norm of all gradients at one step."""
-        if not math.isfinite(norm):
-            return None
+        """Take the norm of all gradients at one step, a finite one."""
         if len(self._early) < self._FIRST:
             self._early.append(norm)
             self._last.append(norm)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from tachograph.health.findings import Finding, middle
 
@@ -13,12 +12,10 @@ WINDOW = 5
 """Values of which the median counts, so that no single batch does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Some values of a loss in a row."""
+class Window(NamedTuple):
+    """Some values of a loss in a row: the last one's step, and the middle one of them."""
 
     step: int | None
-    values: tuple[float, ...]
     middle: float
 
 
@@ -43,17 +40,19 @@ class Loss:
         self.rules = list(rules)
         self._waiting: list[tuple[int | None, float]] = []
 
-    def add(self, points: Iterable[tuple[int | None, float]]) -> list[Finding]:
-        """Take points in order; values that are not finite are left out."""
-        self._waiting += [point for point in points if math.isfinite(point[1])]
-        found = []
-        whole = len(self._waiting) // WINDOW * WINDOW
+    def add(self, points: Sequence[tuple[int | None, float]]) -> list[Finding]:
+        """Take points in order, all of them finite."""
+        found: list[Finding] = []
+        waiting = self._waiting
+        waiting += points
+        whole = len(waiting) - len(waiting) % WINDOW
         for start in range(0, whole, WINDOW):
-            values = tuple(value for _, value in self._waiting[start : start + WINDOW])
-            step = self._waiting[start + WINDOW - 1][0]
-            window = Window(step, values, middle(values))
-            found += [finding for rule in self.rules if (finding := rule.add(window))]
-        del self._waiting[:whole]
+            part = waiting[start : start + WINDOW]
+            window = Window(part[-1][0], middle([value for _, value in part]))
+            for rule in self.rules:
+                if finding := rule.add(window):
+                    found.append(finding)
+        del waiting[:whole]
         return found
 
 
@@ -93,17 +92,22 @@ class Divergence:
         self._metric, self._context = metric, context
         self._factor = factor
         self._beginning = Beginning()
+        self._limit = math.inf
         self._windows = 0
 
     def add(self, window: Window) -> Finding | None:
         """Take the next window."""
         if self._beginning.takes(window):
+            level = self._beginning.level
+            self._limit = level + (self._factor - 1) * abs(level)
             return None
-        level = self._beginning.level
-        limit = level + (self._factor - 1) * abs(level)
-        self._windows = self._windows + 1 if window.middle > limit else 0
+        if window.middle <= self._limit:
+            self._windows = 0
+            return None
+        self._windows += 1
         if self._windows != self._IN_A_ROW:
             return None
+        level = self._beginning.level
         message = (
             f"'{self._metric}' diverges: {window.middle:.4g} at step {window.step}, "
             f"{level:.4g} at the beginning"
@@ -145,11 +149,13 @@ class Plateau:
 
     def add(self, window: Window) -> Finding | None:
         """Take the next window."""
+        if self._is_done:
+            return None
         self._beginning.takes(window)
         first, second = self._halves
         half = first if len(first) < self._wanted else second
         half.append(window.middle)
-        if self._is_done or len(second) < self._wanted:
+        if len(second) < self._wanted:
             return None
         self._is_done = True
         finding = self._judge(window.step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 from tachograph.health.findings import Finding, listed
@@ -123,11 +122,22 @@ class MetricsNotFinite:
         return None
 
 
-def column(block: MetricBlock, at: int) -> Iterator[tuple[int | None, float]]:
+def column(block: MetricBlock, at: int) -> list[tuple[int | None, float]]:
     """Step and value of each point of one metric."""
     after = 8 * (len(block.series.names) - at - 1)
-    for step, value in struct.iter_unpack(f"<16xq{8 + 8 * at}xd{after}x", block.data):
-        yield (None if step == NO_STEP else step), value
+    layout = f"<16xq{8 + 8 * at}xd{after}x"
+    points: list[tuple[int | None, float]] = list(struct.iter_unpack(layout, block.data))
+    if any(step == NO_STEP for step, _ in points):
+        return [(None if step == NO_STEP else step, value) for step, value in points]
+    return points
+
+
+def finite_column(block: MetricBlock, at: int) -> list[tuple[int | None, float]]:
+    """The same without NaN and infinities."""
+    points = column(block, at)
+    if may_be_infinite(block, at):
+        return [point for point in points if math.isfinite(point[1])]
+    return points
 
 
 def may_be_infinite(block: MetricBlock, at: int) -> bool:

@@ -11,7 +11,7 @@ from tachograph.health.gradients import DeadUnits, ExplodingGradient, VanishingG
 from tachograph.health.losses import Divergence, Loss, LossRule, Plateau
 from tachograph.health.names import is_of_machine, is_training_loss
 from tachograph.health.not_finite import RULE as NAN
-from tachograph.health.not_finite import MetricsNotFinite, TensorsNotFinite, column
+from tachograph.health.not_finite import MetricsNotFinite, TensorsNotFinite, finite_column
 from tachograph.health.steps import Assembler, TensorStep
 from tachograph.health.weights import FrozenWeights, LargeUpdates, SmallUpdates
 from tachograph.records import MetricBlock
@@ -85,7 +85,7 @@ class RunRules:
             if name == GRADIENT_NORM:
                 found += self._look_at_norms(block, at)
             elif (loss := self._loss(name, context)) is not None:
-                for told in loss.add(column(block, at)):
+                for told in loss.add(finite_column(block, at)):
                     found += self._admit(told)
         if self._metric_rule is not None and (finding := self._metric_rule.look(block)):
             found += self._admit(finding)
@@ -156,7 +156,7 @@ class RunRules:
             spare = ExplodingGradient.name
             self._tensor_rules = [rule for rule in self._tensor_rules if rule.name != spare]
         add = self._norms[context].add
-        found = [finding for step, norm in column(block, at) if (finding := add(step, norm))]
+        found = [finding for step, norm in finite_column(block, at) if (finding := add(step, norm))]
         return [admitted for finding in found for admitted in self._admit(finding)]
 
     def _look(self, step: TensorStep | None) -> list[Finding]:
