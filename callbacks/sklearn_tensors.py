@@ -23,6 +23,7 @@ from tachograph.values import canonical_json
 
 _SECONDS_PER_VALUE = 1.5e-9  # of moments; a first guess, before anything was measured
 _SECONDS_PER_TENSOR = 2e-5
+_ALWAYS = 1e-3  # seconds that the last weights of a fit may take in any case
 _HISTOGRAM = 4.0  # how many times as long as the moments it takes
 _L2, _NAN, _INF = (STATISTICS.index(name) for name in ("l2", "nan", "inf"))
 _OF_LEVEL = {
@@ -122,7 +123,6 @@ class Tensors:
         self._context = dict(context or {})
         self._began = perf_counter()
         self._schedule: Schedule | None = None
-        self._final_seconds = 0.0
         self._meter: Meter | None = None
         self._keys: dict[Any, tuple[TensorKey, ...]] = {}
         self._recorded: set[int] = set()
@@ -176,12 +176,10 @@ class Tensors:
             if plan is not None:
                 self.record(step, plan, tensors)
             return
-        started = perf_counter()
         known = self._names if step in self._recorded else ()
         self._record_within_budget(step, [one for one in tensors if one.name not in known])
         if isinstance(self.settings.snapshots, int | str) and self.settings.snapshots != "off":
             self._snapshot(step, tensors)
-        self._final_seconds += perf_counter() - started
 
     def _record_within_budget(self, step: int, tensors: Sequence[Tensor]) -> None:
         size = sum(one.array.size for one in tensors)
@@ -195,11 +193,10 @@ class Tensors:
         self._log(step, self._measure(tensors), histograms)
 
     def _left(self) -> float:
-        """Seconds that the budget has left."""
-        spent = self._final_seconds
-        if self._schedule is not None:
-            spent += self._schedule.spent_seconds
-        return FREE_SECONDS + self.settings.budget * (perf_counter() - self._began) - spent
+        """Seconds that the budget has left for the last weights, which are worth some."""
+        spent = 0.0 if self._schedule is None else self._schedule.spent_seconds
+        earned = self.settings.budget * (perf_counter() - self._began)
+        return max(_ALWAYS, FREE_SECONDS + earned - spent)
 
     def _measure(self, tensors: Sequence[Tensor]) -> list[_Measured]:
         meter = self._meter = self._meter or Meter()
