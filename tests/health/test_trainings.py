@@ -58,11 +58,11 @@ def _perceptron() -> Any:
 
 
 def _converged() -> Any:
-    return _train(mlp(), adam, blobs(), 1e-2, steps=400)
+    return _train(mlp(), adam, blobs(), 1e-2, steps=250)
 
 
 def _noisy_plateau() -> Any:
-    return _train(mlp((20, 16, 4)), sgd, blobs(noise=6.0), 3e-2, steps=400)
+    return _train(mlp((20, 16, 4)), sgd, blobs(noise=6.0), 3e-2, steps=250)
 
 
 def _convolutions() -> Any:
@@ -77,7 +77,8 @@ def _transformer() -> Any:
     model = Language("transformer")
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 50))
-    return partial(train, model=model, optimizer=optimizer, batches=counting, schedule=warmup)
+    more = {"schedule": warmup, "steps": 70}
+    return partial(train, model=model, optimizer=optimizer, batches=counting, **more)
 
 
 def _lstm() -> Any:
@@ -234,8 +235,7 @@ def test_a_learning_rate_100_times_too_high(
 ) -> None:
     """The updates are told of, with the tensor that moves most."""
     rules = told(_train(mlp(), optimizer, blobs(), rate))
-    assert rules[:1] == ["update_ratio_high"] or (rules[0] == "nan" and optimizer is sgd)
-    assert set(rules) - {"nan"} == {"update_ratio_high"}
+    assert rules == ["update_ratio_high"] + (["nan"] * 2 if optimizer is sgd else [])
     found = next(e["data"] for e in events() if e["data"]["rule"] == "update_ratio_high")
     assert found["value"] > found["threshold"] == 0.25
     assert found["step"] <= 5

@@ -74,6 +74,7 @@ class Monitor:
         self._reader = JournalReader(journal.folder, journal.writer)
         self._runs: OrderedDict[str, _Watched] = OrderedDict()
         self._heard: set[str] = set()  # in the present step
+        self._found: list[tuple[str, Finding]] = []
         self._has_numpy = find_spec("numpy") is not None
 
     def step(self) -> None:
@@ -101,6 +102,7 @@ class Monitor:
             if run_id not in self._heard and run_id in self._runs:  # nothing has followed
                 self._tell(run_id, self._runs[run_id].rules.flush())
         self._listen()
+        self._record()
 
     def _take(self, batch: Batch) -> None:
         runs = batch.rows.get("runs", ())
@@ -183,10 +185,16 @@ class Monitor:
                 run = self._runs.get(passed)
                 passed = run.parent_id if run is not None else None
 
-    def _tell(self, run_id: str, findings: Sequence[Finding]) -> None:
-        if findings:
+    def _tell(self, run_id: str, findings: Iterable[Finding]) -> None:
+        self._found += [(run_id, finding) for finding in findings]
+
+    def _record(self) -> None:
+        """Record what was found, in order of steps: metrics and tensors come apart."""
+        found, self._found = self._found, []
+        if found:
+            found.sort(key=lambda pair: math.inf if pair[1].step is None else pair[1].step)
             now = self._journal.now_us()
-            rows = [_event(run_id, finding, now) for finding in findings]
+            rows = [_event(run_id, finding, now) for run_id, finding in found]
             self._journal.append_rows("events", rows)
 
 

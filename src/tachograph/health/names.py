@@ -53,5 +53,5 @@ def is_training_loss(name: str, context: str) -> bool:
 
 
 def is_of_machine(context: str) -> bool:
-    """Whether the metric is use of processor or memory."""
-    return '"phase":"system"' in context
+    """Whether the metric is use of processor or memory, or what recording costs."""
+    return '"phase":"system"' in context or '"phase":"recording"' in context
