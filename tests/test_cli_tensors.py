@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import sys
@@ -301,3 +302,23 @@ def test_classes_of_values_are_whole_bins() -> None:
         assert set(grid.edges) <= edges
         expected, _ = np.histogram(values, grid.edges)
         assert [count for (count,) in grid.counts] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "edges"),
+    [
+        ([1.0, 1.1], [1.0, 1.25]),
+        ([-1.1, -1.2], [-1.25, -1.0]),
+        ([0.0, 0.0], [0.0, histograms.edge(1)]),
+        ([-1.1, 0.0, 1.1], [-1.25, -1.0, 1.0, 1.25]),
+    ],
+)
+def test_classes_end_where_the_values_end(values: list[float], edges: list[float]) -> None:
+    """No room is taken by what does not occur; zero has a class between both signs."""
+    counts = collections.Counter(map(histograms.bin_of, values))
+    row = {"name": "w", "context": "{}", "run_id": "r", "step": 0, "histogram": (*counts.items(),)}
+    grid = histogram_grid([row | {"min": min(values), "max": max(values)}], 21)
+    occupied = [at for at, (count,) in enumerate(grid.counts) if count]
+    assert (occupied[0], occupied[-1]) == (0, len(grid.counts) - 1)
+    found = [grid.edges[0], *(e for e in grid.edges if e in edges), grid.edges[-1]]
+    assert sorted(set(found)) == edges

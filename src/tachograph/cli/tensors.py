@@ -206,7 +206,7 @@ def print_section(store: Store, record: RunRecord) -> None:
             out.print(f"{text} ({of})" if of else text)
     if last is None:
         return
-    ranked = worst_first(store.tensors(record.run_id, step="last"))
+    ranked = worst_first(store.tensors(record.run_id, step=last))
     longest = _NAME if out.width < _WIDE_FROM else None
     worst = [_readable(row, longest) for row in ranked if row["remark"]]
     if worst:
