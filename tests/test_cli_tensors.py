@@ -261,7 +261,7 @@ def test_show_tells_of_tensors_health_and_cost(call: Call) -> None:
     assert "1 weight, 4 gradients, 1 update; 15 times from step 0 to 84" in out
     assert "gradient_norm 2, at most 2 (phase=train)" in out
     assert "3 NaN of 32" in out
-    assert "took 1.3% of the time, 0.21 ms a step, 3.2 MiB; nothing dropped" in out
+    assert "took 1.3 % of the time, 0.21 ms a step, 3.2 MiB; nothing dropped" in out
     assert "recording/" not in out
     document = json.loads(call("show", "net", "--json")[1])
     assert {row["name"] for row in document["tensors"]} == {*LAYERS, "w"}
@@ -270,11 +270,11 @@ def test_show_tells_of_tensors_health_and_cost(call: Call) -> None:
 
 def test_cost_in_words() -> None:
     """What is known is said; what was lost always."""
-    nothing = dict.fromkeys(("share", "milliseconds", "bytes", "lag_seconds", "dropped"))
-    assert cost_line(nothing) == ""
-    lost = nothing | {"share": 0.05, "dropped": 1200.0, "lag_seconds": 70.0}
+    assert cost_line({}) == cost_line({"dropped": 0.0}) == ""
+    lost = {"share": 0.05, "tensor_milliseconds": 12.3, "dropped": 1200.0, "lag_seconds": 70.0}
     assert cost_line(lost) == (
-        "took 5.0% of the time; 1,200 records dropped; stores at most 70.0 s behind"
+        "took 5 % of the time, 12 ms a record of tensors; 1,200 records dropped;"
+        " stores at most 70.0 s behind"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tachograph.cli import tensors
@@ -30,7 +30,6 @@ _FEW_PARAMS = 40
 _FEW_CHILDREN = 20
 _FEW_EVENTS = 15
 _LONG = 100  # characters of a value
-_COST = ("share", "milliseconds", "bytes", "lag_seconds", "dropped")
 
 
 def document(store: Store, record: RunRecord) -> dict[str, Any]:
@@ -108,27 +107,36 @@ def _health(record: RunRecord) -> None:
 
 
 def _cost(record: RunRecord) -> None:
-    """What recording took of the training."""
-    found = {row["name"]: row["last"] for row in record.metrics}
-    known = {name: found.get(f"recording/{name}") for name in _COST}
-    if text := cost_line(known):
+    """What recording took of the training, on the lowest rank, in the latest attempt."""
+    found = {
+        row["name"].removeprefix("recording/"): row["max" if "lag" in row["name"] else "last"]
+        for row in sorted(record.metrics, key=lambda row: (-row["rank"], row["attempt"]))
+        if row["name"].startswith("recording/")
+    }
+    if text := cost_line(found):
         section("Recording")
-        console().print(text, style="yellow" if known["dropped"] else "", markup=False)
+        console().print(text, style="yellow" if found.get("dropped") else "", markup=False)
 
 
 def cost_line(known: Mapping[str, float | None]) -> str:
-    """The cost of recording in one sentence; empty where nothing is known of it."""
-    share, took, written = known["share"], known["milliseconds"], known["bytes"]
-    lag, dropped = known["lag_seconds"], known["dropped"]
-    parts = []
-    if share is not None:
-        parts.append(f"{share:.1%} of the time")
-    if took is not None:
-        parts.append(f"{took:.2f} ms a step")
-    if written is not None:
-        parts.append(size(int(written)))
+    """The cost of recording in one sentence; empty where nothing is known of it.
+
+    Parameters
+    ----------
+    known : mapping
+        What is known of share, milliseconds (a step), tensor_milliseconds (a record), bytes,
+        lag_seconds and dropped (records).
+    """
+    wordings: dict[str, Callable[[float], str]] = {
+        "share": lambda value: f"{100 * value:.2g} % of the time",
+        "milliseconds": lambda value: f"{value:.2g} ms a step",
+        "tensor_milliseconds": lambda value: f"{value:.2g} ms a record of tensors",
+        "bytes": lambda value: size(int(value)),
+    }
+    parts = [say(value) for name, say in wordings.items() if (value := known.get(name)) is not None]
     if not parts:
         return ""
+    lag, dropped = known.get("lag_seconds"), known.get("dropped")
     lost = f"{dropped:,.0f} records dropped" if dropped else "nothing dropped"
     late = f"; stores at most {lag:.1f} s behind" if lag is not None and lag >= 1 else ""
     return f"took {', '.join(parts)}; {lost}{late}"
