@@ -12,6 +12,7 @@ from typing import Any, TypedDict, TypeVar
 
 from tachograph.callbacks.tensors_pace import Schedule
 from tachograph.config import is_disabled, load_config
+from tachograph.cost import Spent
 from tachograph.current import current_run
 from tachograph.identity import announce_launch
 from tachograph.run import Run, status_of
@@ -74,7 +75,7 @@ class Recording:
     owned : bool
         Whether this callback started `run`, and so ends it.
     hook_seconds : float
-        What the hooks of the present fit took of the training's time so far.
+        What the hooks of all fits took of the training's time so far.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Recording:
         self.run: Run | None = None
         self.owned = False
         self.hook_seconds = 0.0
+        self._hooked_at = 0.0
+        self._schedules: list[Schedule] = []  # of the present fit
         self.around = None if is_disabled() else current_run()
         self._check()
         announce_launch()
@@ -167,6 +170,8 @@ class Recording:
             run.log_data(self.data)
             self.data = None  # no reference to data stays behind
         self.run = run
+        self._schedules = []
+        run.watch_cost(self._spent)
         return run
 
     def reopen(self) -> Run | None:
@@ -178,6 +183,8 @@ class Recording:
 
     def close(self, status: str = "finished", error: BaseException | str | None = None) -> None:
         """End the present run if it is this callback's; the stores get it in the background."""
+        if self.run is not None:
+            self.run.end_cost()
         if self.run is not None and self.owned:
             self.run.finish(status, error, wait=False)
 
@@ -265,12 +272,39 @@ class Recording:
         if not self.active or self.run is None or levels == {"off"}:
             return None
         settings = self.run.config.record
-        return Schedule(
+        schedule = Schedule(
             every=settings.every if self.every is None else self.every,
             histograms=settings.histograms,
             snapshots=settings.snapshots if "full" in levels else "off",
             budget=settings.budget * share,
             estimate=estimate,
+        )
+        self.count(schedule)
+        return schedule
+
+    def count(self, schedule: Schedule) -> None:
+        """Count what a schedule spends to the cost of recording the present fit."""
+        self._schedules.append(schedule)
+
+    def took(self, started: float) -> None:
+        """Count the time since `started`, of `perf_counter`, as what recording took."""
+        self._hooked_at = perf_counter()
+        self.hook_seconds += self._hooked_at - started
+
+    def _spent(self) -> Spent:
+        """What recording took so far, of which tensors those of the present fit."""
+        paces = {id(pace): pace for schedule in self._schedules for pace in schedule.paces}
+        moments = [schedule.moments for schedule in self._schedules]
+        given = [pace.every for pace in paces.values() if isinstance(pace.every, int)]
+        every = [pace.every for pace in moments if isinstance(pace.every, int)]
+        return Spent(
+            self.hook_seconds,
+            self._hooked_at,
+            tensor_seconds=sum(pace.spent_seconds for pace in paces.values()),
+            device_seconds=sum(pace.late_seconds for pace in paces.values()),
+            records=sum(pace.records for pace in moments),
+            every=every[0] if every else None,
+            fixed=bool(given),
         )
 
     # ------------------------------------------------------------------ problems and copies
@@ -290,7 +324,7 @@ class Recording:
             self.problem(error, where)
             return None
         finally:
-            self.hook_seconds += perf_counter() - started
+            self.took(started)
 
     def problem(self, error: Exception, where: str) -> None:
         """Say once that a hook failed, or raise where the configuration says so."""
@@ -301,7 +335,13 @@ class Recording:
 
     def __getstate__(self) -> dict[str, Any]:
         around = self.around if self.around is not None and self.around.is_open else None
-        anew = {"run": None, "owned": False, "data": None, "hook_seconds": 0.0}
+        anew: dict[str, Any] = {
+            "run": None,
+            "owned": False,
+            "data": None,
+            "hook_seconds": 0.0,
+            "_schedules": [],
+        }
         return self.__dict__ | anew | {"around": around}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recording:

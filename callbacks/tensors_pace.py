@@ -44,8 +44,12 @@ class Pace:
 
     Attributes
     ----------
+    every : int, sequence of int, 'auto' or 'off'
+        As given.
     spent_seconds : float
         What all records took so far.
+    late_seconds : float
+        How much of that a device told later.
     records : int
         How many there were.
     """
@@ -58,7 +62,8 @@ class Pace:
         estimate: float = 0.0,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.spent_seconds = 0.0
+        self.every = every
+        self.spent_seconds = self.late_seconds = 0.0
         self.records = 0
         self.is_auto = every in ("auto", "off")
         self._interval = every if isinstance(every, int) else 0  # 0: not known yet
@@ -101,6 +106,7 @@ class Pace:
     def late(self, seconds: float) -> None:
         """Say what the last record took besides, as a device tells later."""
         self.spent_seconds += seconds
+        self.late_seconds += seconds
         if self.is_auto:
             self._next += seconds / self._budget
 
@@ -179,10 +185,14 @@ class Schedule:
         self.moments.late(seconds)
 
     @property
+    def paces(self) -> tuple[Pace, Pace, Pace]:
+        """Those of moments, histograms and snapshots."""
+        return self.moments, self.histograms, self.snapshots
+
+    @property
     def spent_seconds(self) -> float:
         """What all records took so far."""
-        paces = (self.moments, self.histograms, self.snapshots)
-        return sum(pace.spent_seconds for pace in paces)
+        return sum(pace.spent_seconds for pace in self.paces)
 
     def _counted(self, pace: Pace, step: int) -> int:
         """An interval that is found out is one of records, a given one is of steps."""

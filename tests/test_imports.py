@@ -39,7 +39,7 @@ TABLE = {
     "backends.*": f"{GROUND} backends.base backends.{{family}}* backends.{{shared}}",
     "callbacks": "callbacks.*",
     "callbacks.base": (
-        "run start current identity warning config errors values records callbacks.tensors*"
+        "run start current identity warning config cost errors values records callbacks.tensors*"
     ),
     "callbacks.tensors*": "run values histograms tensor_records callbacks.tensors*",
     "callbacks.*": (

@@ -88,6 +88,12 @@ class Sink:
         """Whether it has failed so often that waiting for it would only hold up the training."""
         return self._failures >= _PATIENCE
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the journal that the store does not have yet."""
+        reader = self._reader
+        return 0 if reader is None else reader.waiting_bytes()
+
     def close(self) -> None:
         """Let go of the store."""
         backend, self._backend = self._backend, None

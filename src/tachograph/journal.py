@@ -153,6 +153,7 @@ class JournalWriter:
         self.problem: str | None = None
         self.first_seqs: list[int] = []  # first seq of each part, from part 0
         self.waiting_parts = 0  # parts before the current one that still exist
+        self._full_bytes = 0  # of the parts before the current one
         self._facts = dict(facts)
         self._sync_each = sync_each
         self._limit_bytes = limit_bytes
@@ -288,6 +289,11 @@ class JournalWriter:
         for start in range(0, len(rows), _DERIVED_ROWS):
             record = series.facts() | {"rows": rows[start : start + _DERIVED_ROWS]}
             self._append_body(DERIVED, _json({"writer": writer} | record))
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that were written so far, over all parts."""
+        return self._full_bytes + self.size
 
     def now_us(self) -> int:
         """The journal's clock: wall time taken once, advanced by the monotonic clock."""
@@ -489,6 +495,7 @@ class JournalWriter:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
             raise
+        self._full_bytes += before[2]
         while len(self.first_seqs) <= part:
             self.first_seqs.append(first)
 

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,24 @@ class Recorder:
                 self._record_writer(self._journal)
 
     # ------------------------------------------------------------------ draining
+
+    def backlog(self) -> dict[str, float]:
+        """What was written to the journal, and how far the slowest store is behind it.
+
+        Returns
+        -------
+        dict
+            `bytes` written by this process, `lag_seconds` and `waiting_bytes` of the slowest
+            store, and records that were `dropped`.
+        """
+        drain, journal = self._drain, self.journal
+        late, waiting = (0.0, 0) if drain is None else drain.backlog()
+        return {
+            "bytes": journal.written_bytes,
+            "lag_seconds": late,
+            "waiting_bytes": waiting,
+            "dropped": journal.dropped,
+        }
 
     def seal(self) -> None:
         """Ask the drain thread to bring everything into the stores now; returns at once."""
@@ -238,6 +257,7 @@ class _Drain:
         self._stop = False
         self._progress = threading.Condition()
         self._synced_seq = 0
+        self._marks: deque[tuple[float, int]] = deque()  # when was what the next number
         self._orphans_drained = False
         self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
         try:
@@ -280,6 +300,21 @@ class _Drain:
                     return
                 self.wake.set()
                 self._progress.wait(min(left, 0.05))
+
+    def backlog(self) -> tuple[float, int]:
+        """Seconds and bytes that the slowest store is behind the journal."""
+        confirmed = min((sink.confirmed for sink in self._sinks), default=0)
+        waiting = next((since for since, seq in tuple(self._marks) if seq > confirmed), None)
+        late = 0.0 if waiting is None else time.monotonic() - waiting
+        return late, max((sink.waiting_bytes for sink in self._sinks), default=0)
+
+    def _mark(self, journal: JournalWriter) -> None:
+        """Note when the journal got as far as it is; forget what all stores have by now."""
+        if not self._marks or self._marks[-1][1] < journal.next_seq:
+            self._marks.append((time.monotonic(), journal.next_seq))
+        confirmed = min((sink.confirmed for sink in self._sinks), default=0)
+        while self._marks and self._marks[0][1] <= confirmed:
+            self._marks.popleft()
 
     def _lags(self, target: int) -> bool:
         return any(sink.confirmed < target and not sink.is_down for sink in self._sinks)
@@ -328,6 +363,7 @@ class _Drain:
             self._look_after(journal)
             _run_task(self._examine)
         self._sync(journal)
+        self._mark(journal)
         seal, self.seal_wanted = self.seal_wanted or stop, False
         for sink in self._sinks:
             sink.step(seal=seal)

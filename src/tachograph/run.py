@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from tachograph import host, origin
 from tachograph.config import Config
+from tachograph.cost import RecordingCost, Spent
 from tachograph.current import activate, current_run, deactivate, using
 from tachograph.endings import error_data, error_line
 from tachograph.endings import status_of as status_of
@@ -25,6 +26,7 @@ from tachograph.run_facts import Facts, context_text, guarded
 from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}
+_COST = {"phase": "recording"}
 _END_STATUSES = ("finished", "failed", "interrupted", "pruned")
 open_runs: set[Run] = set()  # not weak: a run that nobody holds still has to be ended
 
@@ -84,6 +86,7 @@ class Run(Facts):
         self._first_step_known = True
         self._tried: Row = {}  # the attempt's row, as far as it is known
         self._beside: origin.Beside | None = None
+        self._cost: RecordingCost | None = None
         self._recorder.dependents.add(self)
 
     # ------------------------------------------------------------------ points
@@ -246,6 +249,7 @@ class Run(Facts):
         open_runs.discard(self)
         if self._beside is not None:
             self._beside.close()
+        self.end_cost()
         self._end(status, error)
         if wait and self._owner == os.getpid():
             self._recorder.flush(self.config.record.exit_deadline)
@@ -325,9 +329,40 @@ class Run(Facts):
     @guarded
     def log_usage(self, sample: Mapping[str, float]) -> None:
         """Record a sample of CPU, GPU and memory use: points without a step."""
-        key = ("usage", *sample)
-        handle = self._handles.get(key) or self._new_handle(key, sample, _USAGE, None)
+        self._log_now(sample, _USAGE)
+
+    @guarded
+    def log_cost(self, sample: Mapping[str, float]) -> None:
+        """Record what recording costs: points without a step."""
+        self._log_now(sample, _COST)
+
+    def _log_now(self, sample: Mapping[str, float], context: Mapping[str, str]) -> None:
+        key = (context["phase"], True, *sample)
+        handle = self._handles.get(key) or self._new_handle(key, sample, context, None)
         self._append(handle, None, None, sample.values())
+
+    @guarded
+    def watch_cost(self, spent: Callable[[], Spent]) -> None:
+        """Record what recording a fit costs, from now until `end_cost` or the end of the run."""
+        self.end_cost()
+        self._cost = RecordingCost(self, self._recorder, spent)
+
+    @guarded
+    def end_cost(self) -> None:
+        """Record what it was at the end of the fit."""
+        cost, self._cost = self._cost, None
+        if cost is not None:
+            cost.close()
+
+    @property
+    def last_step(self) -> int:
+        """The step that points were logged at last; -1 before."""
+        return self._last_step
+
+    @property
+    def first_step(self) -> int:
+        """The step at which this attempt began, as far as it is known."""
+        return int(self._tried.get("first_step") or 0)
 
     def next_child(self) -> int:
         """A number for the next child, the same in all ranks that start children alike."""
