@@ -17,6 +17,8 @@ from tachograph.tensor_records import Pairs
 
 _SHIFT = 21  # the upper eleven bits of a float32 are sign, exponent and two of the mantissa
 
+_SMALLEST_SCALE = 1e-30  # it and its reciprocal are normal numbers of float32
+
 
 def statistics(tensors: list[Any]) -> tuple[Any, Any]:
     """Moments, floating point of shape (n, 6), and counts, int32 of shape (n, 3); see `read`."""
@@ -36,7 +38,7 @@ def _statistics(tensor: Any) -> tuple[Any, Any]:
     size = ops.cast(ops.maximum(count, 1), values.dtype)
     known = ops.where(finite, values, 0.0)
     largest = ops.max(ops.abs(known))
-    scale = ops.where(largest > 0, largest, 1.0)
+    scale = ops.clip(largest, _SMALLEST_SCALE, 1 / _SMALLEST_SCALE)
     scaled = known / scale
     mean = ops.sum(scaled) / size
     apart = ops.where(finite, scaled - mean, 0.0)

@@ -28,6 +28,7 @@ _COMPILE_SECONDS = 0.05
 """What each variable adds to the time that a step's compilation takes, about."""
 
 _NO_GRADIENTS = "the model's optimizer was not given any"
+_ROUNDED = "XLA as TensorFlow has it rounds a step differently whose gradients are put out"
 
 
 class Recorder(Protocol):
@@ -90,6 +91,10 @@ class Tap:
         self._is_new = True
         steps = TorchSteps if keras.config.backend() == "torch" else GraphSteps
         self._steps = steps(self._plain, weakref.ref(model), weights, gradients)
+        seconds = self._steps.known_estimate()
+        if seconds is not None:
+            self._is_new = False
+            recorder.begun(*seconds)
 
     def __call__(self, *arguments: Any) -> Any:
         """Do what the train function does."""
@@ -130,8 +135,12 @@ class TorchSteps:
     def mark(self) -> None:
         """Nothing is timed from outside."""
 
-    def estimate(self, first_seconds: float) -> tuple[float, float]:
+    def known_estimate(self) -> tuple[float, float] | None:
         """Seconds that a first record will take about, of moments and of what else there is."""
+        return (self._tap.estimate(),) * 2
+
+    def estimate(self, first_seconds: float) -> tuple[float, float]:
+        """The same, when a first step has been done."""
         return (self._tap.estimate(),) * 2
 
     def recorded(self, recorder: Recorder, plan: Plan, arguments: Sequence[Any]) -> Any:
@@ -154,6 +163,9 @@ class GraphSteps:
         self._plain = plain
         self._model = model
         self._weights, self._gradients = weights, gradients
+        self._keeps_from_gradients: str | None = None
+        if gradients and keras.config.backend() == "tensorflow" and _is_compiled(model()):
+            self._gradients, self._keeps_from_gradients = False, _ROUNDED
         self._taps: dict[Wanted, GraphTap] = {}
         self._meter = Meter()
         self._is_broken = False
@@ -165,6 +177,10 @@ class GraphSteps:
     def mark(self) -> None:
         """Steps are timed from here; nothing is being worked on."""
         self._marked, self.plain_steps = perf_counter(), 0
+
+    def known_estimate(self) -> tuple[float, float] | None:
+        """Nothing is known before a step has been compiled."""
+        return None
 
     def estimate(self, first_seconds: float) -> tuple[float, float]:
         """Seconds that a first record will take about: a step is compiled once more for it."""
@@ -196,10 +212,10 @@ class GraphSteps:
         if outputs is None:
             self._breaks(recorder, tap.problem or "the training step is not the model's own")
             return result
+        if self._keeps_from_gradients is not None:
+            recorder.without_gradients(self._keeps_from_gradients)
         if self._gradients and "gradient" not in outputs:
-            recorder.without_gradients(
-                str(tap.problem or "the optimizer of the model was not given any")
-            )
+            recorder.without_gradients(str(tap.problem or _NO_GRADIENTS))
         accumulates = getattr(inner(tap.optimizer), "gradient_accumulation_steps", None) or 1
         found = GraphFound(
             outputs,
@@ -233,6 +249,10 @@ class GraphSteps:
         self._is_broken = True
         self._taps.clear()
         recorder.without_steps(str(reason))
+
+
+def _is_compiled(model: Any) -> bool:
+    return bool(getattr(model, "jit_compile", False))
 
 
 def is_on_host(model: Any) -> bool:

@@ -81,20 +81,22 @@ class TorchTap:
 
     def estimate(self) -> float:
         """Seconds that looking at a step will take about."""
-        variables = [one for _, one in self._weights] or self._optimizer._trainable_variables
+        variables = [one for _, one in self._weights]
+        variables = variables or getattr(self._optimizer, "_trainable_variables", [])
         elements: int = sum(math.prod(one.shape) for one in variables)
         return elements * _SECONDS_AN_ELEMENT + len(variables) * _SECONDS_A_TENSOR
 
     def __call__(self, function: Any, arguments: Sequence[Any], plan: Plan) -> tuple[Any, Any]:
         """Do a step by `function`; gives what it gives, and what was found."""
         self._plan, self._found = plan, TorchFound()
+        self._timed(self._note_before)
         if self._is_compiled or self._own_apply is None:
-            self._timed(self._note_before)
             result = function(*arguments)
             self._timed(self._note_left)
         else:
             with replaced(self._optimizer, "apply", self._apply):
                 result = function(*arguments)
+        self._timed(self._note_weights)
         self._timed(self._note_others)
         self._found.moment_seconds -= self._found.histogram_seconds
         return result, self._found
@@ -102,11 +104,8 @@ class TorchTap:
     def _apply(self, given: Any, variables: Any = None) -> Any:
         given = list(given)
         known = self._optimizer._trainable_variables if variables is None else list(variables)
-        self._timed(self._note_before)
         self._timed(self._note_gradients, given, known)
-        result = self._own_apply(given, variables)
-        self._timed(self._note_weights)
-        return result
+        return self._own_apply(given, variables)
 
     def _timed(self, function: Any, *arguments: Any) -> None:
         """Call what looks; a step must not fail for it."""
@@ -150,7 +149,6 @@ class TorchTap:
 
     def _note_left(self) -> None:
         """Read from the weights the gradients that a compiled step has left there."""
-        self._note_weights()
         if self._gradients and self._leaves_gradients():
             known = self._optimizer._trainable_variables
             self._note_gradients([one.value.grad for one in known], known)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = """
     training_is_unchanged fit_is_one failure_is interrupt_is nothing_is_kept resume
     values_of_epochs running_means asynchronous schedule steps_per_execution accumulation
-    evaluation_alone evaluation_that_fails data_raise raises_where streams
+    evaluation_alone evaluation_that_fails data_raise raises_where streams keras_tensors
 """
 
 
@@ -25,7 +25,8 @@ def test_backend(backend: str) -> None:
     for library in ("keras", backend):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
-    which = ["tests/callbacks/test_keras.py", "-q", "-k", " or ".join(TESTS.split())]
+    files = [f"tests/callbacks/test_{name}.py" for name in ("keras", "keras_tensors")]
+    which = [*files, "-q", "-k", " or ".join(TESTS.split())]
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *which],
         cwd=ROOT,
