@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -16,17 +18,46 @@ from tachograph.callbacks import tensors_snapshot
 from tachograph.callbacks.tensors_host import Meter, Numbers, histogram, key, pack
 from tachograph.callbacks.tensors_pace import Plan
 from tachograph.run import Run
-from tachograph.tensor_records import STATISTICS, TensorKey
+from tachograph.tensor_records import STATISTICS, Pairs, TensorKey
 from tachograph.values import canonical_json
 
 NAME = "objective"
 """What gradients and hessians are named: they are those of the objective, one for each row."""
 
 Array = Any  # numpy.ndarray
+Tables = dict[str, Array]
+"""By kind, such as 'gradient': what each class or target and row has."""
+
 See = Callable[[Any, Any], None]
 """Takes what an objective returned, and the DMatrix that it was called with."""
 
 _L2, _NAN, _INF = (STATISTICS.index(name) for name in ("l2", "nan", "inf"))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found of some tables, and the seconds that it took."""
+
+    name: str
+    step: int
+    keys: tuple[TensorKey, ...]
+    numbers: list[Numbers]
+    pairs: Sequence[Pairs] | None
+    snapshot: Tables
+    seconds: float
+    histogram_seconds: float
+
+
+class Seconds(NamedTuple):
+    """What records took, part by part."""
+
+    moments: float = 0.0
+    histograms: float = 0.0
+    snapshot: float = 0.0
+
+    def and_more(self, other: Seconds) -> Seconds:
+        """Both together."""
+        return Seconds(*(mine + more for mine, more in zip(self, other, strict=True)))
 
 
 class GradientRecord:
@@ -47,33 +78,81 @@ class GradientRecord:
         self._keeps_snapshots = keeps_snapshots
         self._meter = Meter()
         self._keys: dict[Any, tuple[TensorKey, ...]] = {}
+        self._beside: ThreadPoolExecutor | None = None
+        self._pending: list[Future[_Measured]] = []
 
-    def log(
-        self, tables: dict[str, Array], name: str, step: int, plan: Plan
-    ) -> tuple[float, float]:
-        """Record tables (class, row) by kind.
+    def record(
+        self, compute: Callable[[], Tables], name: str, step: int, plan: Plan, *, beside: bool
+    ) -> None:
+        """Measure tables, and log them when `collect` is called.
 
-        Returns
-        -------
-        (float, float)
-            Seconds that histograms and a snapshot took.
+        Parameters
+        ----------
+        compute : callable
+            Gives the tables.
+        name : str
+        step : int
+        plan : Plan
+        beside : bool
+            Do it in another thread, while the booster is at work; the tables must not change.
         """
+        if beside:
+            self._beside = self._beside or ThreadPoolExecutor(1, "tachograph-gradients")
+            future = self._beside.submit(self._measure, compute, name, step, plan)
+        else:
+            future = Future()
+            future.set_result(self._measure(compute, name, step, plan))
+        self._pending.append(future)
+
+    def _measure(
+        self, compute: Callable[[], Tables], name: str, step: int, plan: Plan
+    ) -> _Measured:
+        started = perf_counter()
+        tables = compute()
         rows = [row for table in tables.values() for row in table]
         numbers = [self._meter.measure(row) for row in rows]
-        started = perf_counter()
-        pairs = [histogram(row) for row in rows] if plan.histograms else None
         measured = perf_counter()
-        snapshot_seconds = 0.0
-        if plan.snapshot and self._keeps_snapshots:
-            written = tensors_snapshot.save(self._run, tables, "gradients", step)
-            snapshot_seconds = perf_counter() - measured + written
-        self._run.log_statistics(self._keys_of(tables, name), pack(numbers), step, histograms=pairs)
-        if "gradient" in tables:
-            norm = _norm(numbers[: len(tables["gradient"])])
-            self._run.log({"gradient_norm": norm}, step)
-        return measured - started if pairs else 0.0, snapshot_seconds
+        pairs = [histogram(row) for row in rows] if plan.histograms else None
+        return _Measured(
+            name,
+            step,
+            self._keys_of(tables, name),
+            numbers,
+            pairs,
+            tables if plan.snapshot and self._keeps_snapshots else {},
+            measured - started,
+            perf_counter() - measured if pairs else 0.0,
+        )
 
-    def _keys_of(self, tables: dict[str, Array], name: str) -> tuple[TensorKey, ...]:
+    def collect(self, *, wait: bool = False) -> Seconds:
+        """Log what is measured, or with `wait` all; tell what that has taken."""
+        total = Seconds()
+        while self._pending and (wait or self._pending[0].done()):
+            total = total.and_more(self._log(self._pending.pop(0).result()))
+        return total
+
+    def close(self) -> None:
+        """Log all, and let the other thread end."""
+        self.collect(wait=True)
+        if self._beside is not None:
+            self._beside.shutdown(wait=False)
+
+    def _log(self, found: _Measured) -> Seconds:
+        started = perf_counter()
+        written = 0.0
+        if found.snapshot:
+            written = tensors_snapshot.save(self._run, found.snapshot, "gradients", found.step)
+            written += perf_counter() - started
+        self._run.log_statistics(
+            found.keys, pack(found.numbers), found.step, histograms=found.pairs
+        )
+        gradients = zip(found.keys, found.numbers, strict=True)
+        of_gradients = [numbers for key_, numbers in gradients if key_.kind == "gradient"]
+        if of_gradients:
+            self._run.log({"gradient_norm": _norm(of_gradients)}, found.step)
+        return Seconds(found.seconds, found.histogram_seconds, written)
+
+    def _keys_of(self, tables: Tables, name: str) -> tuple[TensorKey, ...]:
         mark = tuple((kind, table.shape, table.dtype) for kind, table in tables.items())
         known = self._keys.get(mark)
         if known is None:
@@ -123,7 +202,7 @@ class Tap:
         return getattr(self._objective, name)
 
 
-def tables_of(found: Any, matrix: Any) -> dict[str, Array]:
+def tables_of(found: Any, matrix: Any) -> Tables:
     """What an objective returned, as tables (class, row); empty where it is not numpy's."""
     if not isinstance(found, tuple | list) or len(found) != 2:
         return {}

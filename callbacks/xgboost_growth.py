@@ -14,16 +14,13 @@ from typing import Any
 
 import xgboost
 
+from tachograph.callbacks import xgboost_ubjson
 from tachograph.callbacks.tensors_host import Meter, histogram, key, pack
 from tachograph.callbacks.xgboost_gradients import class_context
 from tachograph.callbacks.xgboost_trees import Growth, growth
-from tachograph.callbacks.xgboost_ubjson import read
 from tachograph.run import Run
 from tachograph.tensor_records import TensorKey
 from tachograph.values import canonical_json
-
-BATCH_SECONDS = 1.0
-"""Trees are read at most this often."""
 
 MAX_FEATURES = 50
 """Of so many features, those with the largest gain, the importance is recorded."""
@@ -67,7 +64,7 @@ class GrowthRecord:
         self._every = every
         self._budget = budget
         self._clock = clock
-        self._begun = self._read_at = clock()
+        self._begun = clock()
         self._spent = 0.0
         self._seconds_a_round = 5e-4
         self._importance_seconds = 1e-3
@@ -80,24 +77,27 @@ class GrowthRecord:
         """Let the leaves of a step have a histogram, if they are recorded at all."""
         self._histogram_steps.add(step)
 
-    def round_ended(self, booster: xgboost.Booster, end: int) -> None:
-        """Record what is due; `end` is the step of the round to come."""
-        if self._clock() - self._read_at >= BATCH_SECONDS:
-            self.flush(booster, end)
+    def read(self, booster: xgboost.Booster, end: int, *, final: bool = False) -> None:
+        """Record the rounds that have not been seen yet, and the importance of features.
 
-    def flush(self, booster: xgboost.Booster, end: int, *, final: bool = False) -> None:
-        """Record the rounds that have not been seen yet, and the importance of features."""
-        self._read_at = self._clock()
+        Parameters
+        ----------
+        booster : Booster
+        end : int
+            The step after the last round.
+        final : bool, default False
+            Whether there will be no other time.
+        """
         stride = self._stride(end - self._next, final)
         if stride is not None:
             try:
-                self._read(booster, end, stride)
+                self._read_rounds(booster, end, stride)
             except xgboost.core.XGBoostError:  # while old trees are updated nobody may look
                 return
         if self._importance_due(end, final):
             self._log_importance(booster, end)
 
-    def _read(self, booster: xgboost.Booster, end: int, stride: int) -> None:
+    def _read_rounds(self, booster: xgboost.Booster, end: int, stride: int) -> None:
         started = self._clock()
         count = self._log_rounds(booster, -(-self._next // stride) * stride, end, stride)
         seconds = self._clock() - started
@@ -181,4 +181,4 @@ class GrowthRecord:
 
 
 def _learner(booster: xgboost.Booster) -> Any:
-    return read(booster.save_raw("ubj"))["learner"]
+    return xgboost_ubjson.read(booster.save_raw("ubj"))["learner"]

@@ -11,7 +11,7 @@ import xgboost
 from tachograph.callbacks import tensors_snapshot
 from tachograph.callbacks.tensors_host import Meter, Numbers, histogram, key, pack
 from tachograph.callbacks.tensors_pace import Plan
-from tachograph.callbacks.xgboost_gradients import class_context
+from tachograph.callbacks.xgboost_gradients import Seconds, class_context
 from tachograph.callbacks.xgboost_trees import linear_weights
 from tachograph.callbacks.xgboost_ubjson import read
 from tachograph.run import Run
@@ -44,14 +44,9 @@ class LinearRecord:
         """Remember the weights that the round will update; not called before the first one."""
         self._old = _tensors(booster)
 
-    def round_ended(self, booster: xgboost.Booster, step: int, plan: Plan) -> tuple[float, float]:
-        """Record weights and updates.
-
-        Returns
-        -------
-        (float, float)
-            Seconds that histograms and a snapshot took.
-        """
+    def round_ended(self, booster: xgboost.Booster, step: int, plan: Plan) -> Seconds:
+        """Record weights and updates; tell what that has taken."""
+        began = perf_counter()
         new = _tensors(booster)
         old = self._old or [(name, context, numpy.zeros_like(now)) for name, context, now in new]
         self._old = None
@@ -73,7 +68,8 @@ class LinearRecord:
                 for kind in ("weight", "update")
             )
         self._run.log_statistics(self._keys, pack(numbers), step, histograms=pairs)
-        return histogram_seconds, self._keep(new, step) if plan.snapshot else 0.0
+        moments = perf_counter() - began - histogram_seconds
+        return Seconds(moments, histogram_seconds, self._keep(new, step) if plan.snapshot else 0.0)
 
     def _keep(self, tensors: Tensors, step: int) -> float:
         if not self._keeps_snapshots:

@@ -17,15 +17,28 @@ import xgboost
 from tachograph.callbacks.base import Recording, hook
 from tachograph.callbacks.tensors_pace import Plan
 from tachograph.callbacks.xgboost_facts import pairs
-from tachograph.callbacks.xgboost_gradients import NAME, GradientRecord, Tap, tables_of
+from tachograph.callbacks.xgboost_gradients import (
+    NAME,
+    GradientRecord,
+    Seconds,
+    Tables,
+    Tap,
+    tables_of,
+)
 from tachograph.callbacks.xgboost_growth import GrowthRecord
 from tachograph.callbacks.xgboost_linear import LinearRecord
 from tachograph.callbacks.xgboost_objective import Settings
 from tachograph.run import Run
 
+BATCH_SECONDS = 1.0
+"""Trees are read at most this often."""
+
 _SECONDS_A_ROW = 1e-8
 """What statistics of gradients take about; the first time, before it has been measured."""
 
+
+BESIDE_VALUES = 50_000
+"""Of so many margins, gradients are computed beside the round that XGBoost computes them for."""
 
 _KEPT_ROWS = 1_000_000
 """Of so many rows labels and weights are read once; to read them takes longer than a round may."""
@@ -92,9 +105,10 @@ class TensorRecord:
         rows = sum(one.num_row() for _, one in pairs(model, matrix) if one is not None)
         self._schedule = recording.schedule(rows * _SECONDS_A_ROW, share=shares[0])
         self._plan: Plan | None = None
-        self._seconds = self._histogram_seconds = self._snapshot_seconds = 0.0
+        self._spent = Seconds()
         self._objective_calls = 0
         self.seconds_in_round = 0.0
+        self._read_at = perf_counter()
         self._parts = [self._part(run, first, shares[1] / len(runs)) for run in runs]
 
     def _part(self, run: Run, first: int, share: float) -> _Part:
@@ -117,19 +131,20 @@ class TensorRecord:
     @hook
     def round_begins(self, step: int, model: Any, matrix: Any) -> bool:
         """Plan the round, and record the gradients that it will use, where they are known."""
-        started = perf_counter()
-        self._seconds = self._histogram_seconds = self._snapshot_seconds = 0.0
         self._objective_calls, self.seconds_in_round = 0, 0.0
         self._plan = None if self._schedule is None else self._schedule.plan(step)
-        if self._plan is not None:
+        # Before the first round XGBoost has estimated no base; and asked, it seeds its generator.
+        if self._plan is not None and step > 0:
             for part, (booster, data) in zip(self._parts, pairs(model, matrix), strict=True):
-                self._begin(part, booster, data, step)
-        self._seconds += perf_counter() - started
+                self._begin(part, booster, data, step, self._plan)
         return True
 
-    def _begin(self, part: _Part, booster: xgboost.Booster, matrix: Any, step: int) -> None:
-        if step == 0:  # XGBoost estimates the base then; and being asked, it seeds its generator
-            return
+    def _begin(
+        self, part: _Part, booster: xgboost.Booster, matrix: Any, step: int, plan: Plan
+    ) -> None:
+        if self._schedule is not None:
+            self._schedule.late(sum(part.gradients.collect(wait=True)))
+        started = perf_counter()
         if part.settings is None:
             part.settings = Settings.read(booster.save_config())
         if self._wants_weights and part.settings.booster == "gblinear":
@@ -138,8 +153,9 @@ class TensorRecord:
             predicted = booster.predict(
                 matrix, output_margin=True, training=False, validate_features=False
             )
-            margin = numpy.ascontiguousarray(predicted.reshape(matrix.num_row(), -1).T)
-            self._log_gradients(part, part.settings, margin, matrix, step)
+            margin = predicted.reshape(matrix.num_row(), -1).T
+            self._record_margin(part, part.settings, margin, matrix, step, plan)
+        self._spent = self._spent.and_more(Seconds(perf_counter() - started))
 
     def tap(self, objective: Any, step: int) -> Any:
         """The user's objective, so that its gradients are recorded where that is planned."""
@@ -153,45 +169,41 @@ class TensorRecord:
         part = self._parts[self._objective_calls % len(self._parts)]
         self._objective_calls += 1
         tables = tables_of(found, matrix)
-        if tables:
-            self._log(part, tables, NAME, step)
+        if tables and self._plan is not None:  # at once: they are the user's, who may change them
+            part.gradients.record(lambda: tables, NAME, step, self._plan, beside=False)
         self.seconds_in_round += perf_counter() - started
 
     @hook
     def round_ended(self, step: int, model: Any, matrix: Any) -> bool:
         """Record what the round made."""
-        started = perf_counter()
         plan = self._plan
+        may_read = perf_counter() - self._read_at >= BATCH_SECONDS
+        if plan is None and not may_read and step > 0:
+            return True  # as most rounds do, where they are fast
         for part, (booster, data) in zip(self._parts, pairs(model, matrix), strict=True):
-            if part.settings is None:
-                part.settings = Settings.read(booster.save_config())
-                if plan is not None:
-                    self._begin_late(part, part.settings, data, step)
+            is_first = part.settings is None
+            settings = part.settings = part.settings or Settings.read(booster.save_config())
             if plan is not None:
-                self._end(part, part.settings, booster, step, plan)
-        self._seconds += perf_counter() - started + self.seconds_in_round
+                if is_first and self._computes_gradients(data):
+                    rows, base = data.num_row(), _on_host(data.get_base_margin())
+                    margin = settings.first_margin(rows, base)
+                    self._record_margin(part, settings, margin, data, step, plan)
+                self._end(part, settings, booster, step, plan)
         if plan is not None and self._schedule is not None:
-            histograms, snapshot = self._histogram_seconds, self._snapshot_seconds
-            moments = max(0.0, self._seconds - histograms - snapshot)  # some is beside the training
-            self._schedule.spent(step, moments, histograms, snapshot)
-        self._grow(step + 1, model)
+            self._schedule.spent(step, *self._spent)
+            self._spent = Seconds()
+        if may_read:
+            self._read_trees(step + 1, model)
         return True
-
-    def _begin_late(self, part: _Part, settings: Settings, matrix: Any, step: int) -> None:
-        """Record the gradients of the first round, whose margins are known only after it."""
-        if self._computes_gradients(matrix):
-            margin = settings.first_margin(matrix.num_row(), _on_host(matrix.get_base_margin()))
-            self._log_gradients(part, settings, margin, matrix, step)
 
     def _end(
         self, part: _Part, settings: Settings, booster: xgboost.Booster, step: int, plan: Plan
     ) -> None:
+        self._spent = self._spent.and_more(part.gradients.collect())
         if not self._wants_weights:
             return
         if settings.booster == "gblinear":
-            histograms, snapshot = part.linear.round_ended(booster, step, plan)
-            self._histogram_seconds += histograms
-            self._snapshot_seconds += snapshot
+            self._spent = self._spent.and_more(part.linear.round_ended(booster, step, plan))
         elif plan.histograms:
             part.growth.want_histogram(step)
 
@@ -199,20 +211,18 @@ class TensorRecord:
 
     @hook
     def ended(self, end: int, model: Any) -> bool:
-        """Record the trees that have not been read yet; `end` is the step after the last."""
-        self._grow(end, model, final=True)
+        """Record what has not been recorded yet; `end` is the step after the last."""
+        for part in self._parts:
+            part.gradients.close()
+        self._read_trees(end, model, final=True)
         return True
 
-    def _grow(self, end: int, model: Any, *, final: bool = False) -> None:
-        if not self._wants_weights:
-            return
+    def _read_trees(self, end: int, model: Any, *, final: bool = False) -> None:
+        self._read_at = perf_counter()
         for part, (booster, _) in zip(self._parts, pairs(model), strict=True):
-            if part.settings is None or part.settings.booster == "gblinear":
-                continue
-            if final:
-                part.growth.flush(booster, end, final=True)
-            else:
-                part.growth.round_ended(booster, end)
+            has_trees = part.settings is not None and part.settings.booster != "gblinear"
+            if self._wants_weights and has_trees:
+                part.growth.read(booster, end, final=final)
 
     # ------------------------------------------------------------------ gradients
 
@@ -220,20 +230,24 @@ class TensorRecord:
         """Whether gradients are to be found from margins; a user's objective shows its own."""
         return self._wants_gradients and not self._has_objective and _has_all_columns(matrix)
 
-    def _log_gradients(
-        self, part: _Part, settings: Settings, margin: Any, matrix: Any, step: int
+    def _record_margin(
+        self, part: _Part, settings: Settings, margin: Any, matrix: Any, step: int, plan: Plan
     ) -> None:
+        beside = margin.size >= BESIDE_VALUES
         if not settings.is_known:
-            self._log(part, {"activation": margin}, "margin", step)
-            return
-        gradient, hessian = settings.gradients(margin, *part.labels_and_weights(matrix))
-        self._log(part, {"gradient": gradient, "hessian": hessian}, NAME, step)
 
-    def _log(self, part: _Part, tables: dict[str, Any], name: str, step: int) -> None:
-        if self._plan is not None:
-            histograms, snapshot = part.gradients.log(tables, name, step, self._plan)
-            self._histogram_seconds += histograms
-            self._snapshot_seconds += snapshot
+            def tables() -> Tables:
+                return {"activation": numpy.ascontiguousarray(margin)}
+
+            part.gradients.record(tables, "margin", step, plan, beside=beside)
+            return
+        labels, weights = part.labels_and_weights(matrix)
+
+        def gradients() -> Tables:
+            pair = settings.gradients(numpy.ascontiguousarray(margin), labels, weights)
+            return dict(zip(("gradient", "hessian"), pair, strict=True))
+
+        part.gradients.record(gradients, NAME, step, plan, beside=beside)
 
 
 def _has_all_columns(matrix: Any) -> bool:

@@ -13,7 +13,7 @@ from tachograph.testing.callback_contract import Record
 
 xgboost = pytest.importorskip("xgboost")
 
-from tachograph.callbacks import XGBoostCallback, xgboost_growth  # noqa: E402
+from tachograph.callbacks import XGBoostCallback, xgboost_tensors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("error::tachograph.errors.TachographWarning")
 
@@ -145,8 +145,9 @@ def _assert_neutral(training: Callable[[list[Any]], Any], config: dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trees are read after each round, not once a second."""
-    monkeypatch.setattr(xgboost_growth, "BATCH_SECONDS", 0.0)
+    """Trees are read after each round, not once a second, and gradients in another thread."""
+    monkeypatch.setattr(xgboost_tensors, "BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(xgboost_tensors, "BESIDE_VALUES", 0)
 
 
 @pytest.mark.parametrize("kind", PARAMS)
