@@ -109,7 +109,7 @@ class OptimizerWatch:
         self._settings = settings
         self._meter = TorchMeter()
         self._keys = Keys(settings.context_of)
-        self._number = done + 1  # of the step that comes next
+        self._number = self._first = done + 1  # of the step that comes next
         self._is_planned = False
         self._is_begun = False
         self._step: StepRecord | None = None
@@ -119,9 +119,9 @@ class OptimizerWatch:
         self._kept_step = -1  # of the last snapshot
 
     @property
-    def steps_done(self) -> int:
-        """Steps that the optimizer has done."""
-        return self._number - 1
+    def number(self) -> int:
+        """Number of the step that comes next."""
+        return self._number
 
     # ------------------------------------------------------------------ what happens in a step
 
@@ -202,7 +202,7 @@ class OptimizerWatch:
     def end(self, where: Where) -> None:
         """Record what is on its way, and the weights where no step has been recorded."""
         self.arrive(wait=True)
-        if self._number > 1 and not self._schedule.moments.records:
+        if self._number > self._first and not self._schedule.moments.records:
             step = StepRecord(where, Plan(histograms=True, snapshot=False), self._number)
             self._measure_weights(step, ())
             step.log(self._run, self._settings.metric_context)

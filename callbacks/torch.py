@@ -63,7 +63,7 @@ def watch(
         raise
     finally:
         for watched, handles in watches:
-            recording.call("watch", _stop, watched, handles, first_step)
+            recording.call("watch", _stop, watched, handles)
         recording.call("watch", recording.close, status, error)
 
 
@@ -87,10 +87,12 @@ def _start(
         context=context,
         metric_context=context,
     )
-    watched = OptimizerWatch(recording.run, optimizer, names, schedule, settings)
+    watched = OptimizerWatch(
+        recording.run, optimizer, names, schedule, settings, done=first_step - 1
+    )
 
     def begins() -> None:
-        watched.plan(lambda: (first_step + watched.steps_done, None))
+        watched.plan(lambda: (watched.number, None))
         watched.gradients_ready()
         watched.step_begins()
 
@@ -107,7 +109,7 @@ def _start(
     return watched, handles
 
 
-def _stop(watched: OptimizerWatch, handles: list[Any], first_step: int) -> None:
+def _stop(watched: OptimizerWatch, handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
-    watched.end((max(first_step, first_step + watched.steps_done - 1), None))
+    watched.end((watched.number - 1, None))

@@ -91,6 +91,23 @@ def test_inside_a_run_of_the_user(config: dict[str, Any]) -> None:
     assert steps == {100, 101, 102, 103}
 
 
+def test_every_counts_as_the_steps_do(config: dict[str, Any]) -> None:
+    """`every=3` records the steps that 3 divides; a loop too short for any leaves its weights."""
+    loop = Loop()
+    with watch(loop.model, *loop.optimizers, config=config, every=3) as run:
+        loop.run(steps=6)
+    rows = Record(config["backend"]).rows("tensors", run_id=run.run_id)
+    assert {row["step"] for row in rows} == {0, 3}
+
+    loop, monkeypatch = Loop(), pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr("tachograph.callbacks.torch.estimate", lambda _: 60.0)  # of a large model
+        with watch(loop.model, *loop.optimizers, config=config, every="auto") as run:
+            loop.run(steps=1)
+    rows = Record(config["backend"]).rows("tensors", run_id=run.run_id)
+    assert {(row["kind"], row["step"]) for row in rows} == {("weight", 0)}
+
+
 def test_what_is_raised_is_the_users(config: dict[str, Any]) -> None:
     """An exception passes, the run says so, and the optimizers are as they were."""
     loop = Loop()
