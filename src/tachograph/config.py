@@ -133,7 +133,10 @@ def load_config(
     """
     environ = os.environ if environ is None else environ
     folder = _working_directory() if cwd is None else cwd.absolute()
-    variables = tuple((name, text) for name in _BY_VARIABLE if (text := environ.get(name)))
+    given = {name for name in environ if name.startswith("TACHOGRAPH_")}  # asking takes longer
+    variables = tuple(
+        (name, text) for name in _BY_VARIABLE if name in given and (text := environ[name])
+    )
     if isinstance(config, Mapping):
         file = None
         stated = _layer(config, _always(Origin("config")), folder)

@@ -167,7 +167,7 @@ class Language(nn.Module):
 
     def __init__(self, kind: str, words: int = 400, width: int = 32) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, width)
+        self.embedding = nn.Embedding(10 * words, width)
         nn.init.normal_(self.embedding.weight, 0.0, 0.02)
         if kind == "lstm":
             self.body: nn.Module = nn.LSTM(width, width, batch_first=True)

@@ -228,7 +228,9 @@ def test_boosting_is_left_in_peace(told: Told) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rate"), [(adam, 0.1), (sgd, 1.0)], ids=["adam 0.1", "sgd 1"]
+    ("optimizer", "rate"),
+    [(adam, 0.1), (adam, 1.0), (sgd, 1.0)],
+    ids=["adam 0.1", "adam 1", "sgd 1"],
 )
 def test_a_learning_rate_100_times_too_high(
     optimizer: Any, rate: float, told: Told, events: Events
@@ -313,7 +315,7 @@ def test_a_batch_with_a_nan(told: Told, events: Events) -> None:
 def test_vanishing_gradients(optimizer: Any, told: Told, events: Events) -> None:
     """A deep network of sigmoids, and nothing of what follows from that."""
     model = mlp((20, *[32] * 9, 4), nn.Sigmoid)
-    assert told(_train(model, optimizer, blobs(), 1e-3)) == ["vanishing_gradient"]
+    assert told(_train(model, optimizer, blobs(), 1e-3), **SOON) == ["vanishing_gradient"]
     found = events()[0]["data"]
     assert (found["tensor"], found["last_tensor"]) == ("0.weight", "18.weight")
     assert found["value"] == pytest.approx(found["first_rms"] / found["last_rms"])
