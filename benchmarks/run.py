@@ -28,6 +28,8 @@ SUBJECTS = (
     "tensors_torch",
     "tensors_gpu",
     "tensors_xgboost",
+    "tensors_keras",
+    "tensors_sklearn",
 )
 _VERDICT = {None: "", True: "met", False: "MISSED"}
 

@@ -76,7 +76,9 @@ class SklearnCallback:
         run = self._recording.open(FRAMEWORK)
         if self._recording.active:
             place = Place(run, settings=Settings.of(self._recording))
-            self._tasks.open(context, Fit(place, owns_run=self._recording.owned))
+            owned = self._recording.owned
+            fit = Fit(place, owns_run=owned, recording=self._recording)
+            self._tasks.open(context, fit)
 
     @hook
     def _close(self, context: Any, error: BaseException | None) -> None:

@@ -10,9 +10,10 @@ import itertools
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from tachograph.callbacks.base import Recording
 from tachograph.callbacks.sklearn_epochs import watch
 from tachograph.callbacks.sklearn_facts import (
     is_search,
@@ -55,6 +56,8 @@ class Fit:
         Whether the run ends with this fit.
     ordinal : int
         How many fits of that name the enclosing fit has seen before: the step of its metrics.
+    recording : Recording, optional
+        To which the time is counted that seeing the estimator at work takes.
 
     Attributes
     ----------
@@ -77,6 +80,7 @@ class Fit:
         ordinal: int = 0,
         outer: Fit | None = None,
         name: str = "",
+        recording: Recording | None = None,
     ) -> None:
         self.place = place
         self._outer, self._name = outer, name
@@ -89,6 +93,9 @@ class Fit:
         # Iterations of a part that is fitted again are not those of its first fit.
         self._within = {**(place.context or {}), **({"fit": ordinal} if ordinal else {})}
         self.tensors = Tensors(place.run, place.settings, self._within)
+        self._recording = recording
+        if recording is not None and place.context is None and ordinal == 0:
+            self.tensors.count = recording.count
         self.is_open = True
         self.started = time.perf_counter()
         self.subject: Callable[[], Any] = _nothing
@@ -99,7 +106,7 @@ class Fit:
         self._unlearned: dict[str, Run] = {}
         self._told: dict[str, int] = {}
         self._observers: list[Removable] = []
-        self._before: Any = None
+        self._before: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ inside
 
@@ -107,12 +114,14 @@ class Fit:
         """A fit of that name inside this one: as a run of its own, or inside a fold without."""
         ordinal = next(self._counts.setdefault(name, itertools.count()))
         if self.place.context is not None:
-            return Fit(self.place.below(name), ordinal=ordinal)
+            return Fit(self.place.below(name), ordinal=ordinal, recording=self._recording)
         if name in self._runs:  # fitted again: its run tells the first fit, its metrics all
-            return Fit(self.place.at(self._runs[name]), ordinal=ordinal)
+            place = self.place.at(self._runs[name])
+            return Fit(place, ordinal=ordinal, recording=self._recording)
         run = self.run.child("step", name, run_id=derived_id(self.run.run_id, name))
         self._runs[name] = run
-        return Fit(self.place.at(run), owns_run=True, ordinal=ordinal, outer=self, name=name)
+        place = self.place.at(run)
+        return Fit(place, owns_run=True, outer=self, name=name, recording=self._recording)
 
     def again(self) -> None:
         """The same estimator goes on, as `partial_fit` does."""
@@ -154,9 +163,16 @@ class Fit:
         while self._observers:
             self._observers.pop().remove()
 
-    def guard(self, where: str) -> contextlib.AbstractContextManager[None]:
-        """Keep what goes wrong in recording from the training."""
-        return guard(self.run, where)
+    @contextlib.contextmanager
+    def guard(self, where: str) -> Iterator[None]:
+        """Keep what goes wrong in recording from the training, and count its time."""
+        started = time.perf_counter()
+        try:
+            with guard(self.run, where):
+                yield
+        finally:
+            if self._recording is not None:
+                self._recording.took(started)
 
     def tell(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of an iteration, that the end of the fit need not record again."""
@@ -169,7 +185,9 @@ class Fit:
         metrics = {"time/iteration_seconds": seconds, "coef_norm": float(flat @ flat) ** 0.5}
         self.run.log(metrics, step=number, context=self._within)
         weights = {"coef_": fitted.coef_, "intercept_": fitted.intercept_}
-        old, self._before = self._before or {}, weights  # the arrays of each iteration are new
+        old: dict[str, Any] = {}
+        if self.tensors.settings.wants("update"):
+            old, self._before = self._before, weights  # the arrays of each iteration are new
         plan = self.tensors.plan(number, 2 * flat.size)
         if plan is not None:
             tensors = [Tensor("weight", name, weights[name], old.get(name)) for name in weights]
@@ -188,7 +206,7 @@ class Fit:
             return
         self.is_open = False
         seconds = time.perf_counter() - self.started
-        self._before = None
+        self._before = {}
         with guard(self.run, "end of a fit"):
             self.stop_observing()
         with guard(self.run, "end of a fit"):

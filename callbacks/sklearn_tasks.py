@@ -13,6 +13,7 @@ from typing import Any
 
 from tachograph.callbacks.sklearn_fit import Fit
 from tachograph.callbacks.sklearn_iterations import is_iteration
+from tachograph.callbacks.sklearn_place import guard
 from tachograph.callbacks.sklearn_search import Search
 
 Key = tuple[uuid.UUID, tuple[int, ...]]
@@ -60,7 +61,7 @@ class Tasks:
         self._fits[key] = fit
         fitted = _fitted(estimator, context)
         fit.begin(fitted, X, deep=context.parent is None)
-        with fit.guard("begin of a fit"):
+        with guard(fit.run, "begin of a fit"):
             fit.watch(fitted, listening=False)
         steps = getattr(fitted, "steps", None)
         if steps:

@@ -6,7 +6,7 @@ Knows arrays and `Run`; not what in an estimator is worth measuring, nor when it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Settings:
     histograms: Every = "auto"
     snapshots: Every = "auto"
     budget: float = 0.02
+    updates: bool = True
 
     @classmethod
     def of(cls, recording: Recording) -> Settings:
@@ -59,6 +60,7 @@ class Settings:
             configured.histograms,
             configured.snapshots,
             configured.budget,
+            configured.updates,
         )
 
     @property
@@ -68,6 +70,8 @@ class Settings:
 
     def wants(self, kind: str) -> bool:
         """Whether tensors of a kind are recorded."""
+        if kind == "update" and not self.updates:
+            return False
         return bool(getattr(self, _OF_LEVEL[kind]) != "off")
 
     def schedule(self, estimate: float) -> Schedule:
@@ -114,11 +118,14 @@ class Tensors:
     ----------
     last_step : int or None
         Of the latest iteration that was seen.
+    count : callable or None
+        Is told of the schedule, to count what it spends.
     """
 
     def __init__(self, run: Run, settings: Settings, context: Mapping[str, Any] | None) -> None:
         self.settings = settings
         self.last_step: int | None = None
+        self.count: Callable[[Schedule], None] | None = None
         self._run = run
         self._context = dict(context or {})
         self._began = perf_counter()
@@ -139,6 +146,8 @@ class Tensors:
             return None
         if self._schedule is None:
             self._schedule = self.settings.schedule(size * _SECONDS_PER_VALUE)
+            if self.count is not None:
+                self.count(self._schedule)
         return self._schedule.plan(step)
 
     def record(

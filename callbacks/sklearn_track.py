@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from joblib.externals.loky.backend.reduction import register
@@ -286,11 +287,13 @@ def _arrive(make: Callable[..., Any], args: Any, facts: tuple[Any, ...]) -> Any:
 
 def _observe_fit(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
     ticket = _tickets.get(id(instance))
+    started = perf_counter()
     try:
         fit = _enter(instance, ticket, method.__name__, args, kwargs)
     except Exception as error:
         fit = None
         _report(ticket, error)
+    _took(ticket, started)
     if fit is None:
         return method(*args, **kwargs)
     token = _current.set(fit)
@@ -327,7 +330,7 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     if ticket is not None:
         with contextlib.suppress(TypeError):  # a list, say
             ticket.trained_on = weakref.ref(X)
-    with fit.guard("begin of a fit"):
+    with guard(fit.run, "begin of a fit"):
         fit.watch(instance, listening=True)
     return fit
 
@@ -361,7 +364,7 @@ def _find_outermost(
     place, owned = session.open()
     if isinstance(place.run, InertRun):
         return None, False
-    fit = Fit(place, owns_run=owned)
+    fit = Fit(place, owns_run=owned, recording=session.recording)
     ticket.scored = fit.place
     if method == "partial_fit":
         fit.owns_run = False  # it ends with the block
@@ -373,6 +376,7 @@ def _find_outermost(
 def _leave(
     fit: Fit, ticket: Ticket | None, instance: Any, result: Any, error: BaseException | None
 ) -> None:
+    started = perf_counter()
     try:
         if error is None and result is not instance:
             fit.produced(result)
@@ -381,6 +385,12 @@ def _leave(
         _report(ticket, problem)
     finally:
         fit.stop_observing()
+        _took(ticket, started)
+
+
+def _took(ticket: Ticket | None, started: float) -> None:
+    if ticket is not None and ticket.session is not None:
+        ticket.session.recording.took(started)
 
 
 def _observe_search(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:

@@ -512,3 +512,14 @@ def test_whole_tensors(config: Config, record: Reader) -> None:
             stored = load(file.read())
     assert stored.keys() == {"coefs_.0", "coefs_.1", "intercepts_.0", "intercepts_.1"}
     np.testing.assert_array_equal(stored["coefs_.0"], model.coefs_[0])
+
+
+def test_what_recording_costs(config: Config, record: Reader) -> None:
+    """The share of the fit that it took is recorded with it."""
+    config["record"]["system"] = True
+    fit(MLPClassifier((2,), max_iter=20, random_state=0, tol=0), config)
+    found = record()
+    ((_, share),) = found.series("recording/share")
+    ((_, milliseconds),) = found.series("recording/tensor_milliseconds")
+    assert 0 < share < 1
+    assert milliseconds > 0
