@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -86,10 +86,10 @@ class Config:
     record: RecordConfig
     file: Path | None
     origins: Mapping[str, Origin]
-    health: HealthConfig = HealthConfig()
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only views of dicts do not pickle
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return _rebuild, (values | {"tags": dict(self.tags), "origins": dict(self.origins)},)
 
 
@@ -268,8 +268,8 @@ def _nearest(word: str, targets: Mapping[str, str]) -> str:
 
 def _build(values: _Layer, file: ConfigFile | None) -> Config:
     plain = {key: value for key, (value, _) in values.items()}
-    record = {field.name: plain[f"record.{field.name}"] for field in fields(RecordConfig)}
-    health = {field.name: plain[f"health.{field.name}"] for field in fields(HealthConfig)}
+    record = {one.name: plain[f"record.{one.name}"] for one in fields(RecordConfig)}
+    health = {one.name: plain[f"health.{one.name}"] for one in fields(HealthConfig)}
     tags = {key.removeprefix("tags."): plain[key] for key in plain if key.startswith("tags.")}
     return Config(
         project=plain["project"],
