@@ -353,7 +353,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _record("on_error", _choice("warn", "raise"), "Whether recording may ever stop a training."),
     _record("console", _BOOLEAN, "Keep what the run prints."),
-    _record("system", _BOOLEAN, "Record use of CPU, GPU and memory."),
+    _record("system", _BOOLEAN, "Record use of CPU, GPU and memory, and what recording costs."),
     _record(
         "system_interval",
         _number("seconds above 0", lambda value: value > 0),
