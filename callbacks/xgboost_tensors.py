@@ -57,6 +57,11 @@ class _Part:
     settings: Settings | None = None
     kept: tuple[Any, Any] | None = None
 
+    def settings_of(self, booster: xgboost.Booster) -> Settings:
+        """The settings; not to be asked for before the first round."""
+        self.settings = self.settings or Settings.read(booster.save_config())
+        return self.settings
+
     def labels_and_weights(self, matrix: Any) -> tuple[Any, Any]:
         """Those of all rows; weights are empty where there are none."""
         found = self.kept or (_on_host(matrix.get_label()), _on_host(matrix.get_weight()))
@@ -94,6 +99,7 @@ class TensorRecord:
         has_objective: bool,
     ) -> None:
         self._recording = recording
+        self._first = first
         self._has_objective = has_objective
         self._wants_weights = recording.level("weights") != "off"
         self._wants_gradients = recording.level("gradients") != "off"
@@ -145,17 +151,15 @@ class TensorRecord:
         if self._schedule is not None:
             self._schedule.late(sum(part.gradients.collect(wait=True)))
         started = perf_counter()
-        if part.settings is None:
-            part.settings = Settings.read(booster.save_config())
-        if self._wants_weights and part.settings.booster == "gblinear":
+        settings = part.settings_of(booster)
+        if self._wants_weights and settings.booster == "gblinear":
             part.linear.round_begins(booster)
         if self._computes_gradients(matrix):
             predicted = booster.predict(
                 matrix, output_margin=True, training=False, validate_features=False
             )
             margin = predicted.reshape(matrix.num_row(), -1).T
-            self._record_margin(part, part.settings, margin, matrix, step, plan)
-        self._spent = self._spent.and_more(Seconds(perf_counter() - started))
+            self._record_margin(part, settings, margin, matrix, step, plan, started)
 
     def tap(self, objective: Any, step: int) -> Any:
         """The user's objective, so that its gradients are recorded where that is planned."""
@@ -182,12 +186,13 @@ class TensorRecord:
             return True  # as most rounds do, where they are fast
         for part, (booster, data) in zip(self._parts, pairs(model, matrix), strict=True):
             is_first = part.settings is None
-            settings = part.settings = part.settings or Settings.read(booster.save_config())
+            settings = part.settings_of(booster)
             if plan is not None:
                 if is_first and self._computes_gradients(data):
+                    started = perf_counter()
                     rows, base = data.num_row(), _on_host(data.get_base_margin())
                     margin = settings.first_margin(rows, base)
-                    self._record_margin(part, settings, margin, data, step, plan)
+                    self._record_margin(part, settings, margin, data, step, plan, started)
                 self._end(part, settings, booster, step, plan)
         if plan is not None and self._schedule is not None:
             self._schedule.spent(step, *self._spent)
@@ -219,9 +224,10 @@ class TensorRecord:
 
     def _read_trees(self, end: int, model: Any, *, final: bool = False) -> None:
         self._read_at = perf_counter()
+        if not self._wants_weights or end == self._first:
+            return
         for part, (booster, _) in zip(self._parts, pairs(model), strict=True):
-            has_trees = part.settings is not None and part.settings.booster != "gblinear"
-            if self._wants_weights and has_trees:
+            if part.settings_of(booster).booster != "gblinear":
                 part.growth.read(booster, end, final=final)
 
     # ------------------------------------------------------------------ gradients
@@ -231,23 +237,29 @@ class TensorRecord:
         return self._wants_gradients and not self._has_objective and _has_all_columns(matrix)
 
     def _record_margin(
-        self, part: _Part, settings: Settings, margin: Any, matrix: Any, step: int, plan: Plan
+        self,
+        part: _Part,
+        settings: Settings,
+        margin: Any,
+        matrix: Any,
+        step: int,
+        plan: Plan,
+        started: float,
     ) -> None:
-        beside = margin.size >= BESIDE_VALUES
-        if not settings.is_known:
-
-            def tables() -> Tables:
-                return {"activation": numpy.ascontiguousarray(margin)}
-
-            part.gradients.record(tables, "margin", step, plan, beside=beside)
-            return
+        """Record what follows from margins (class, row), which were asked for at `started`."""
         labels, weights = part.labels_and_weights(matrix)
 
-        def gradients() -> Tables:
-            pair = settings.gradients(numpy.ascontiguousarray(margin), labels, weights)
+        def tables() -> Tables:
+            table = numpy.ascontiguousarray(margin)
+            if not settings.is_known:
+                return {"activation": table}
+            pair = settings.gradients(table, labels, weights)
             return dict(zip(("gradient", "hessian"), pair, strict=True))
 
-        part.gradients.record(gradients, NAME, step, plan, beside=beside)
+        self._spent = self._spent.and_more(Seconds(perf_counter() - started))
+        name = NAME if settings.is_known else "margin"
+        beside = margin.size >= BESIDE_VALUES
+        part.gradients.record(tables, name, step, plan, beside=beside)
 
 
 def _has_all_columns(matrix: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tachograph.testing.callback_contract import CallbackContract
+from tachograph.testing.callback_contract import CallbackContract, Record
 
 xgboost = pytest.importorskip("xgboost")
 
@@ -102,3 +102,12 @@ class TestXGBoostCallback(CallbackContract):
         code = [sys.executable, "-c", RANK, json.dumps(tracker.worker_args()), json.dumps(config)]
         processes = [subprocess.Popen(code, cwd=folder) for _ in range(2)]
         assert [process.wait(120) for process in processes] == [0, 0]
+
+    @pytest.mark.slow
+    def test_processes_record_their_rows(
+        self, config: dict[str, Any], store_url: str, tmp_path: Path
+    ) -> None:
+        """Gradients are those of the rows that the recording process holds, and say so."""
+        self.train_processes(tmp_path, config)
+        rows = Record(store_url).rows("tensors", kind="gradient")
+        assert {(row["context"], row["shape"]) for row in rows} == {('{"scope":"rank"}', "[200]")}

@@ -217,6 +217,19 @@ def test_continued(config: dict[str, Any], record: Callable[[], Record]) -> None
     assert_statistics(leaves(held, 3), own["Gain"])
 
 
+def test_continued_between_records(
+    config: dict[str, Any], record: Callable[[], Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is recorded also where no round before it was."""
+    monkeypatch.setattr(xgboost_tensors, "BATCH_SECONDS", 60.0)
+    before = xgboost.train({"max_depth": 3}, matrix_of(SIGNAL), 3)
+    callback = XGBoostCallback(config=config, every=50)
+    train(config, {}, SIGNAL, 2, xgb_model=before, callbacks=[callback])
+    held = record()
+    assert not held.rows("tensors")
+    assert {step for step, _ in held.series("importance/gain")} == {4}
+
+
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
 def test_early_stopping(
     seconds: float,
