@@ -435,7 +435,7 @@ def reasons(read: Record) -> list[str]:
 def test_step_without_the_models_optimizer(config: dict[str, Any], record: Read) -> None:
     """Weights and updates are recorded, no gradient is, and an event says why."""
     model = OwnStep()
-    model.build((None, 4))
+    model(make_data()[0])
     model.compile(keras.optimizers.SGD(RATE), "mse")
     fit(model, [KerasCallback(config=config)])
     read = record()
