@@ -16,6 +16,7 @@ from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE
 from tachograph.tensor_records import STATISTICS, TensorKey
 
 _PIECE = 1 << 16
+_SMALL = 4096
 _SMALLEST_SQUARED = 1e-12
 """Where nothing is larger, squares leave the range of float32; they are taken in float64."""
 
@@ -101,6 +102,35 @@ class Meter:
                 _finish(update, lambda: map(_difference, _pieces(flat), _pieces(before))),
             )
 
+    def measure_all(self, arrays: Sequence[Array]) -> Array:
+        """Statistics of several arrays, of shape (arrays, statistics); small ones together."""
+        found = np.empty((len(arrays), len(STATISTICS)))
+        small = [place for place, array in enumerate(arrays) if _is_small(array)]
+        single = set(range(len(arrays))).difference(small)
+        if small:
+            joined, starts = _joined([arrays[place] for place in small])
+            found[small], is_sound = _measure_joined(joined, starts)
+            single.update(np.asarray(small)[~is_sound].tolist())
+        for place in single:
+            found[place] = self.measure(arrays[place])
+        return found
+
+    def measure_changes(self, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array, Array]:
+        """As `measure_all`, of `new` and of ``new - old``."""
+        weights, updates = (np.empty((len(new), len(STATISTICS))) for _ in range(2))
+        small = [place for place, array in enumerate(new) if _is_small(array)]
+        single = set(range(len(new))).difference(small)
+        if small:
+            joined, starts = _joined([new[place] for place in small])
+            before, _ = _joined([old[place] for place in small])
+            weights[small], is_sound = _measure_joined(joined, starts)
+            with np.errstate(all="ignore"):
+                updates[small], is_also = _measure_joined(joined - before, starts)
+            single.update(np.asarray(small)[~(is_sound & is_also)].tolist())
+        for place in single:
+            weights[place], updates[place] = self.measure_change(new[place], old[place])
+        return weights, updates
+
     def _add(self, sums: _Sums, piece: Array) -> None:
         low, high = float(np.minimum.reduce(piece)), float(np.maximum.reduce(piece))
         # A product with ones takes half the time of a sum.
@@ -110,6 +140,38 @@ class Meter:
             sums.zeros += int(np.count_nonzero(np.equal(piece, 0, out=self._is_zero[: piece.size])))
         sums.low, sums.high = min(sums.low, low), max(sums.high, high)
         sums.size += piece.size
+
+
+def _is_small(array: Array) -> bool:
+    """Whether calling for it takes longer than computing."""
+    return 0 < array.size <= _SMALL and array.dtype in (np.float32, np.float16, np.uint16)
+
+
+def _joined(arrays: Sequence[Array]) -> tuple[Array, Array]:
+    """All elements of small arrays in a row, as float32, and where each begins."""
+    sizes = [array.size for array in arrays]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.concatenate([next(_pieces(array.ravel())) for array in arrays]), starts
+
+
+def _measure_joined(joined: Array, starts: Array) -> tuple[Array, Array]:
+    """Statistics of each part of a row, and for which of them they hold.
+
+    In float64, where no square of a float32 leaves the range.
+    """
+    sizes = np.diff(starts, append=joined.size)
+    with np.errstate(all="ignore"):
+        wide = joined.astype(np.float64)
+        mean = np.add.reduceat(wide, starts) / sizes
+        squares = np.add.reduceat(wide * wide, starts)
+        variance = squares / sizes - mean * mean
+        low, high = np.minimum.reduceat(joined, starts), np.maximum.reduceat(joined, starts)
+        zeros = np.add.reduceat(joined == 0, starts, dtype=np.int64)
+        is_sound = np.isfinite(squares) & ((variance > 1e-8 * mean * mean) | (low == high))
+        std = np.sqrt(np.where(low == high, 0.0, variance))
+    none = np.zeros(len(starts))
+    numbers = np.stack([mean, std, low, high, np.sqrt(squares), zeros, none, none], axis=1)
+    return numbers, is_sound
 
 
 def histogram(array: Array) -> list[tuple[int, int]]:

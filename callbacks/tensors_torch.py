@@ -232,7 +232,7 @@ class TorchMeter:
         if not tensors[0].is_cpu:
             return _on_device(tensors, histograms)
         arrays = [as_array(tensor) for tensor in tensors]
-        return self._done([self._meter.measure(array) for array in arrays], arrays, histograms)
+        return self._done(self._meter.measure_all(arrays), arrays, histograms)
 
     def measure_changes(
         self, new: Sequence[Tensor], old: Sequence[Tensor], *, histograms: bool = False
@@ -243,15 +243,11 @@ class TorchMeter:
             torch = sys.modules["torch"]
             return measured, _on_device(torch._foreach_sub(new, old), False)
         arrays = [as_array(tensor) for tensor in new]
-        both = [
-            self._meter.measure_change(array, as_array(before))
-            for array, before in zip(arrays, old, strict=True)
-        ]
-        weights = self._done([one for one, _ in both], arrays, histograms)
-        return weights, Measured(_numbers=np.array([other for _, other in both]))
+        weights, updates = self._meter.measure_changes(arrays, [as_array(one) for one in old])
+        return self._done(weights, arrays, histograms), Measured(_numbers=updates)
 
-    def _done(self, numbers: list[Any], arrays: list[Any], histograms: bool) -> Measured:
-        measured = Measured(_numbers=np.array(numbers))
+    def _done(self, numbers: Any, arrays: list[Any], histograms: bool) -> Measured:
+        measured = Measured(_numbers=numbers)
         if histograms:
             started = perf_counter()
             measured._pairs = [tensors_host.histogram(array) for array in arrays]

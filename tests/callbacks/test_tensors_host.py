@@ -203,6 +203,24 @@ def test_no_update_is_exactly_zero() -> None:
 # ---------------------------------------------------------------------------- histograms
 
 
+def test_several_at_once_are_as_each_by_itself() -> None:
+    """Small arrays are measured together, and what is special among them is not lost."""
+    arrays = [np.asarray(array) for array in ARRAYS.values()]
+    arrays += [np.ones(9, "f4"), np.float32(1) + np.arange(9, dtype="f4") * np.float32(1e-7)]
+    for array, row in zip(arrays, Meter().measure_all(arrays), strict=True):
+        check(tuple(row.tolist()), array)
+    old = [array * array.dtype.type(0.5) for array in arrays if array.dtype.kind == "f"]
+    new = [array for array in arrays if array.dtype.kind == "f"]
+    weights, updates = Meter().measure_changes(new, old)
+    for after, before, weight, update in zip(new, old, weights, updates, strict=True):
+        check(tuple(weight.tolist()), after)
+        alone = Meter().measure_change(after, before)[1]
+        mean, *others = update.tolist()
+        assert mean == pytest.approx(alone[0], rel=1e-5, abs=1e-5 * alone[1], nan_ok=True)
+        assert others == pytest.approx(alone[1:], rel=1e-5, abs=1e-300, nan_ok=True)
+    assert Meter().measure_all([]).shape == (0, 8)
+
+
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_histogram_is_exact(name: str) -> None:
     """Each finite value counts once, in the bin of its float32 value."""
