@@ -22,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tachograph
-from tachograph import digests, recorder
+from tachograph import copying, digests, recorder
 from tachograph import journal as journal_module
 from tachograph.backends.base import Condition, Query
+from tachograph.backends.parquet_files import Cursor, Folder
 from tachograph.copying import copy_store
-from tachograph.errors import RecordError, TachographWarning
+from tachograph.errors import RecordError, StoreError, TachographWarning
 from tachograph.histograms import from_text, to_text
 from tachograph.journal import JournalWriter, part_path
 from tachograph.journal_reader import JournalReader, list_journals
@@ -328,6 +329,30 @@ def test_stores_hold_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", STORES)
+def test_a_copy_holds_few_rows_at_a_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long training has millions of them."""
+    monkeypatch.setattr(copying, "PAGE", 100)
+    url = store_url(kind, tmp_path)
+    with tachograph.start_run(config={"backend": url, "record": QUIET}) as run:
+        record(run, range(200))
+    source, copy = open_backend(url), open_backend(f"memory://few-{kind}", create=True)
+    sizes = []
+    write = copy.write
+
+    def counting(batch: Batch) -> int:
+        sizes.append(sum(map(len, batch.rows.values())))
+        return write(batch)
+
+    monkeypatch.setattr(copy, "write", counting)
+    copy_store(source, copy, run_ids=[run.run_id])
+    assert max(sizes) < 250
+    assert len(copy.read(Query("tensors"))) == 3 * 200 + 29
+    source.close()
+
+
+@pytest.mark.parametrize("kind", STORES)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_overlapping_batches_double_nothing(
@@ -352,6 +377,33 @@ def test_overlapping_batches_double_nothing(
     found = list(store.read(Query("tensors", order=("seq",))))
     assert steps_of(found) == list(range(30))
     assert len(found) == 93
+    store.close()
+
+
+def test_a_batch_that_was_cut_short_is_sent_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Parquet segment that is there before its cursor is not written a second time."""
+    journal = make_journal(tmp_path)
+    handle = journal.tensors(TensorSeries("r", KEYS))
+    store = open_backend(store_url("parquet", tmp_path), create=True)
+    write_cursor, calls = Folder.write_cursor, itertools.count()
+
+    def fail_at_the_end(folder: Folder, writer: str, cursor: Cursor) -> None:
+        if next(calls) == 1:
+            raise OSError("cut short")
+        write_cursor(folder, writer, cursor)
+
+    monkeypatch.setattr(Folder, "write_cursor", fail_at_the_end)
+    for step in range(10):
+        journal.append_tensors(handle, step, None, numbers(step))
+    (batch,) = batches(tmp_path, journal.writer)
+    with pytest.raises(StoreError, match="cut short"):
+        store.write(batch)
+    journal.append_tensors(handle, 10, None, numbers(10))
+    (batch,) = batches(tmp_path, journal.writer)
+    store.write(batch)
+    assert steps_of([*store.read(Query("tensors", order=("seq",)))]) == list(range(11))
     store.close()
 
 

@@ -382,11 +382,12 @@ def _run_ids(backend: Backend) -> list[str]:
 
 
 def _points_per(backend: Backend, column: str) -> Counter[str]:
-    """How many points each writer or run has."""
+    """How many points each writer or run has, and rows of tensors, which are as many."""
     found = backend.read(Query("summaries", columns=[column, "count"], raw=True))
     points: Counter[str] = Counter()
     for one, count in zip(found[column], found["count"], strict=True):
         points[one] += count
+    points.update(backend.read(Query("tensors", columns=[column], raw=True))[column])
     return points
 
 
