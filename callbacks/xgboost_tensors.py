@@ -43,8 +43,9 @@ BESIDE_VALUES = 50_000
 _KEPT_ROWS = 1_000_000
 """Of so many rows labels and weights are read once; to read them takes longer than a round may."""
 
-_GRADIENTS_SHARE = 0.4
-"""Of the budget, where trees are recorded too."""
+_SHARES = (0.4, 0.5)
+"""Of the budget for gradients and for trees, where both are recorded; the rest is for looking
+whether something is due."""
 
 
 @dataclass
@@ -103,11 +104,8 @@ class TensorRecord:
         self._has_objective = has_objective
         self._wants_weights = recording.level("weights") != "off"
         self._wants_gradients = recording.level("gradients") != "off"
-        shares = (
-            (_GRADIENTS_SHARE, 1 - _GRADIENTS_SHARE)
-            if self._wants_weights and self._wants_gradients
-            else (1.0, 1.0)
-        )
+        both = self._wants_weights and self._wants_gradients
+        shares = _SHARES if both else (0.9, 0.9)
         rows = sum(one.num_row() for _, one in pairs(model, matrix) if one is not None)
         self._schedule = recording.schedule(rows * _SECONDS_A_ROW, share=shares[0])
         self._plan: Plan | None = None
