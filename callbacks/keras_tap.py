@@ -27,6 +27,9 @@ from tachograph.callbacks.tensors_pace import Plan
 _COMPILE_SECONDS = 0.05
 """What each variable adds to the time that a step's compilation takes, about."""
 
+_PLANS = ((False, False), (True, False), (False, True))
+"""Histograms and snapshots that a step may be asked for."""
+
 _NO_GRADIENTS = "the model's optimizer was not given any"
 _ROUNDED = "XLA as TensorFlow has it rounds a step differently whose gradients are put out"
 
@@ -155,7 +158,7 @@ class TorchSteps:
 
 
 class GraphSteps:
-    """Recorded steps on JAX and TensorFlow, by tapped functions that are made when needed."""
+    """Recorded steps on JAX and TensorFlow, by tapped functions that are compiled when needed."""
 
     def __init__(
         self, plain: Callable[..., Any], model: weakref.ref[Any], weights: bool, gradients: bool
@@ -166,10 +169,15 @@ class GraphSteps:
         self._keeps_from_gradients: str | None = None
         if gradients and keras.config.backend() == "tensorflow" and _is_compiled(model()):
             self._gradients, self._keeps_from_gradients = False, _ROUNDED
-        self._taps: dict[Wanted, GraphTap] = {}
         self._meter = Meter()
         self._is_broken = False
         self._on_host = is_on_host(model())
+        kind = JaxTap if keras.config.backend() == "jax" else TensorFlowTap
+        # Made now, as a model on JAX has no variables to look at in the middle of an epoch.
+        self._taps: dict[Wanted, GraphTap] = {
+            wanted: kind(model(), wanted)
+            for wanted in {self._wanted(Plan(*which)) for which in _PLANS}
+        }
         self._average = 0.0
         self._marked = perf_counter()
         self.plain_steps = 0
@@ -191,8 +199,8 @@ class GraphSteps:
 
     def recorded(self, recorder: Recorder, plan: Plan, arguments: Sequence[Any]) -> Any:
         """Do a step and have it recorded."""
-        tap = None if self._is_broken else self._tap(recorder, plan)
-        if tap is None:
+        tap = self._taps.get(self._wanted(plan))
+        if tap is None:  # it could not be made
             return self._plain(*arguments)
         if recorder.waits:  # so that the time of this step is known apart from others'
             wait_for(arguments[0])
@@ -232,18 +240,9 @@ class GraphSteps:
         if self.plain_steps:
             self._average = (perf_counter() - self._marked) / self.plain_steps
 
-    def _tap(self, recorder: Recorder, plan: Plan) -> GraphTap | None:
-        """The tapped function for a plan; None where none can be made."""
+    def _wanted(self, plan: Plan) -> Wanted:
         whole = self._on_host or plan.snapshot
-        wanted = Wanted(self._weights, self._gradients, whole, plan.histograms and not whole)
-        if wanted not in self._taps:
-            kind = JaxTap if keras.config.backend() == "jax" else TensorFlowTap
-            try:
-                self._taps[wanted] = kind(self._model(), wanted)
-            except Exception as error:
-                self._breaks(recorder, error)
-                return None
-        return self._taps[wanted]
+        return Wanted(self._weights, self._gradients, whole, plan.histograms and not whole)
 
     def _breaks(self, recorder: Recorder, reason: object) -> None:
         self._is_broken = True

@@ -83,8 +83,12 @@ class KerasTensors:
 
     def _install(self, model: Any) -> None:
         wanted = {"weights": self._weights != "off", "gradients": self._gradients != "off"}
-        self._tap = Tap(self, model, **wanted)
-        model.train_function.call = self._tap
+        try:
+            self._tap = Tap(self, model, **wanted)
+        except Exception as error:  # a model with a way of its own to make its functions
+            self.without_steps(str(error))
+        else:
+            model.train_function.call = self._tap
 
     # ------------------------------------------------------------------ what the fit tells
 
