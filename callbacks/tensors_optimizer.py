@@ -17,7 +17,7 @@ from typing import Any
 from tachograph.callbacks import tensors_snapshot
 from tachograph.callbacks.tensors_pace import Plan, Schedule
 from tachograph.callbacks.tensors_step import Keys, Member, StepRecord, Where
-from tachograph.callbacks.tensors_torch import TorchMeter, is_sharded, local_part
+from tachograph.callbacks.tensors_torch import TorchMeter, is_capturing, is_sharded, local_part
 from tachograph.run import Run
 from tachograph.values import canonical_json
 
@@ -59,6 +59,11 @@ class Settings:
     def holds_alone(self, tensor: Any) -> bool:
         """Whether this rank has another part of a tensor than the other ranks."""
         return self.sharded or is_sharded(tensor)
+
+    def folders(self) -> list[str]:
+        """What sets snapshots apart from those of other optimizers and ranks at the same step."""
+        apart = dict(self.context) | ({"rank": self.rank} if self.rank else {})
+        return [f"{name}-{number}" for name, number in apart.items()]
 
     def context_of(self, stage: str, tensor: Any) -> str:
         """The context of a tensor in the record."""
@@ -128,12 +133,15 @@ class OptimizerWatch:
     def plan(self, where: Callable[[], Where]) -> StepRecord | None:
         """The record of the step that comes next; None where it is not recorded.
 
-        Decided once for each step, at whatever of it is seen first.
+        Decided once for each step, at whatever of it is seen first; where it belongs to is what
+        was said last.
         """
         if not self._is_planned:
             self._is_planned = True
-            plan = self._schedule.plan(self._number)
+            plan = None if is_capturing() else self._schedule.plan(self._number)
             self._step = None if plan is None else StepRecord(where(), plan, self._number)
+        elif self._step is not None:
+            self._step.where = where()
         return self._step
 
     def gradients_ready(self) -> None:
@@ -153,9 +161,19 @@ class OptimizerWatch:
                 self._old = self._copy([member.part for member in self._weights()])
 
     def step_ended(self, frozen: Sequence[Member] = ()) -> None:
-        """Measure what the step has done; `frozen` are further weights to record."""
+        """Measure what the step has done; `frozen` are further weights to record.
+
+        Does nothing where no step has begun: an optimizer whose step calls that of its base class
+        tells of each step twice.
+        """
+        if not self._is_begun:
+            return
         step, self._step = self._step, None
-        if step is not None:
+        self._number += 1
+        self._is_planned = self._is_begun = False
+        if step is None:
+            return
+        try:
             with _timed(step):
                 if not step.has("gradient"):
                     self._measure_gradients(step)
@@ -164,14 +182,18 @@ class OptimizerWatch:
                 self._measure_weights(step, frozen)
             if step.plan.snapshot:
                 step.snapshot_seconds = self._snapshot(step.where[0])
+        finally:
             self._finish(step)
-        self._number += 1
-        self._is_planned = self._is_begun = False
 
     @property
     def has_begun(self) -> bool:
         """Whether a step has begun and is not done."""
         return self._is_begun
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether a step has been done since the watch began."""
+        return self._number > self._first
 
     def leave_out(self) -> None:
         """Record what there is of a step that has begun and is not going to be done.
@@ -201,21 +223,25 @@ class OptimizerWatch:
 
     def end(self, where: Where) -> None:
         """Record what is on its way, and the weights where no step has been recorded."""
+        self._copies, self._old = [], None
         self.arrive(wait=True)
-        if self._number > self._first and not self._schedule.moments.records:
+        if not self.has_stepped:
+            return
+        if not self._schedule.moments.records:
             step = StepRecord(where, Plan(histograms=True, snapshot=False), self._number)
             self._measure_weights(step, ())
             step.log(self._run, self._settings.metric_context)
         self._snapshot(where[0])
-        self._copies, self._old = [], None
 
     def _finish(self, step: StepRecord) -> None:
-        with _timed(step):
-            self._waiting.append(step)
-            self.arrive()
-        histograms = step.histogram_seconds
-        moments = step.seconds - histograms
-        self._schedule.spent(step.number, moments, histograms, step.snapshot_seconds)
+        try:
+            with _timed(step):
+                self._waiting.append(step)
+                self.arrive()
+        finally:
+            histograms = step.histogram_seconds
+            moments = step.seconds - histograms
+            self._schedule.spent(step.number, moments, histograms, step.snapshot_seconds)
 
     def _snapshot(self, step: int) -> float:
         if step == self._kept_step:
@@ -226,7 +252,7 @@ class OptimizerWatch:
         for kind, members in (("weights", self._weights()), ("gradients", self._gradients())):
             tensors = {member.name: member.part for member in members}
             if levels[kind] == "full" and tensors:
-                folder = f"{kind}/rank-{self._settings.rank}" if self._settings.rank else kind
+                folder = "/".join((kind, *self._settings.folders()))
                 seconds += tensors_snapshot.save(self._run, tensors, folder, step)
         return seconds + perf_counter() - started
 
@@ -248,28 +274,26 @@ class OptimizerWatch:
         if frozen:
             step.add(self._meter, self._keys, "weight", frozen)
 
-    def _parameters(self) -> Iterator[Any]:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if not self._settings.rank or self._settings.holds_alone(parameter):
-                    yield parameter
+    def _parameters(self) -> Iterator[tuple[str, Any]]:
+        """Parameters and their names; one that the model does not name has its number."""
+        groups = self.optimizer.param_groups
+        for number, parameter in enumerate(one for group in groups for one in group["params"]):
+            if not self._settings.rank or self._settings.holds_alone(parameter):
+                yield self._names.get(id(parameter), f"parameter_{number}"), parameter
 
     def _weights(self) -> list[Member]:
         return [
-            Member(self._name(parameter), parameter, part)
-            for parameter in self._parameters()
+            Member(name, parameter, part)
+            for name, parameter in self._parameters()
             if (part := local_part(parameter)) is not None
         ]
 
     def _gradients(self) -> list[Member]:
         return [
-            Member(self._name(parameter), parameter.grad, part)
-            for parameter in self._parameters()
+            Member(name, parameter.grad, part)
+            for name, parameter in self._parameters()
             if (part := local_part(parameter.grad)) is not None
         ]
-
-    def _name(self, parameter: Any) -> str:
-        return self._names.get(id(parameter), "?")
 
     def _copy(self, parts: list[Any]) -> list[Any]:
         torch = sys.modules["torch"]

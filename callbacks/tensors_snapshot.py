@@ -42,7 +42,7 @@ def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
         safetensors is not installed.
     """
     of_torch = any(hasattr(tensor, "detach") for tensor in tensors.values())
-    library = importlib.import_module("safetensors.torch" if of_torch else "safetensors.numpy")
+    library = _library("safetensors.torch" if of_torch else "safetensors.numpy")
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() if of_torch else _array(tensor)
         for name, tensor in tensors.items()
@@ -56,6 +56,13 @@ def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
 
     run.in_background(write)
     return float(sum(copy.nbytes for copy in copies.values())) / _BYTES_PER_SECOND
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("snapshots need safetensors: pip install safetensors") from error
 
 
 def _array(tensor: Any) -> Any:

@@ -54,7 +54,7 @@ class Keys:
 
     def of(self, kind: str, stage: str, members: Sequence[Member]) -> tuple[TensorKey, ...]:
         """The keys of some tensors; the same tuple for the same tensors."""
-        mark = (kind, stage, *((member.name, member.part.shape) for member in members))
+        mark = (kind, stage, *((name, part.shape, part.dtype) for name, _, part in members))
         found = self._known.get(mark)
         if found is None:
             if len(self._known) >= _REMEMBERED:  # sparse gradients have another shape each time
@@ -92,7 +92,7 @@ class StepRecord:
         self, meter: TorchMeter, keys: Keys, kind: str, members: Sequence[Member], stage: str = ""
     ) -> None:
         """Measure tensors, with histograms where they are planned and nothing was clipped."""
-        for group in _by_device(members):
+        for group in _together(members):
             parts = [member.part for member in group]
             histograms = self.plan.histograms and not stage
             measured = meter.measure(parts, histograms=histograms)
@@ -103,7 +103,7 @@ class StepRecord:
     ) -> None:
         """Measure weights, and the updates that made them out of `old`."""
         earlier = {id(member.whole): before for member, before in zip(members, old, strict=True)}
-        for group in _by_device(members):
+        for group in _together(members):
             weights, updates = meter.measure_changes(
                 [member.part for member in group],
                 [earlier[id(member.whole)] for member in group],
@@ -157,8 +157,9 @@ def _square_of_norm(numbers: Any) -> float:
     return float((l2[l2 == l2] ** 2).sum())  # NaN is that of a tensor without elements
 
 
-def _by_device(members: Sequence[Member]) -> list[list[Member]]:
+def _together(members: Sequence[Member]) -> list[list[Member]]:
+    """What can be measured in one go; apart from it what has another shape at each step."""
     groups: dict[Any, list[Member]] = {}
     for member in members:
-        groups.setdefault(member.part.device, []).append(member)
+        groups.setdefault((member.part.device, member.whole.is_sparse), []).append(member)
     return list(groups.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,9 +22,39 @@ from tachograph.tensor_records import Pairs, TensorKey
 Tensor = Any  # torch.Tensor; torch is an optional library
 
 _IN_FLIGHT = 16  # what has no events is taken for arrived behind so many others
+_WRAPPERS = (
+    "_orig_mod.",
+    "_forward_module.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+)
 
 
 # ---------------------------------------------------------------------------- what is measured
+
+
+def clean_name(name: str) -> str:
+    """The name of a module or parameter as it is without what wraps modules."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that does nothing where torch compiles what it hangs on: it is no part of a graph."""
+    is_compiling = sys.modules["torch"].compiler.is_compiling
+
+    def call(*arguments: Any) -> None:
+        if not is_compiling():
+            hook(*arguments)
+
+    return call
+
+
+def is_capturing() -> bool:
+    """Whether a graph of CUDA is being captured, into which nothing of ours may come."""
+    cuda = sys.modules["torch"].cuda
+    return bool(cuda.is_initialized() and cuda.is_current_stream_capturing())
 
 
 def local_part(tensor: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from tachograph.callbacks.base import Keywords, Recording
 from tachograph.callbacks.tensors_optimizer import OptimizerWatch, Settings, estimate
+from tachograph.callbacks.tensors_torch import clean_name, outside_graphs
 from tachograph.run import Run, status_of
 from tachograph.start import InertRun
 
@@ -23,7 +24,8 @@ def watch(
     """Record gradients, weights and updates of a loop of one's own.
 
     ``with watch(model, optimizer) as run:`` around the loop. Gradients are those that
-    ``optimizer.step()`` uses: after clipping, unscaled where a scaler calls it.
+    ``optimizer.step()`` uses: after clipping, unscaled where a scaler calls it. Those that come
+    about inside the step, as by ``optimizer.step(closure)``, are taken when it has been done.
 
     Parameters
     ----------
@@ -44,12 +46,15 @@ def watch(
     ------
     ConfigError
         A keyword has a value that it does not take.
+    TypeError
+        What is given is no module of torch, or no optimizer.
     """
+    _check(model, optimizers)
     recording = Recording(**keywords)
     watches: list[tuple[OptimizerWatch, list[Any]]] = []
     run = recording.call("watch", recording.open, f"torch {sys.modules['torch'].__version__}")
     run = run or InertRun()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         own = {"optimizer": number} if len(optimizers) > 1 else {}
         arguments = (optimizer, names, own, first_step, 1 / len(optimizers))
@@ -65,6 +70,16 @@ def watch(
         for watched, handles in watches:
             recording.call("watch", _stop, watched, handles)
         recording.call("watch", recording.close, status, error)
+
+
+def _check(model: Any, optimizers: tuple[Any, ...]) -> None:
+    if not hasattr(model, "named_parameters"):
+        raise TypeError(f"watch needs a module of torch first, not {type(model).__name__}")
+    if not optimizers:
+        raise TypeError("watch needs the optimizers whose steps it is to record")
+    for optimizer in optimizers:
+        if not hasattr(optimizer, "register_step_post_hook"):
+            raise TypeError(f"watch needs optimizers of torch, not {type(optimizer).__name__}")
 
 
 def _start(
@@ -91,20 +106,25 @@ def _start(
         recording.run, optimizer, names, schedule, settings, done=first_step - 1
     )
 
-    def begins() -> None:
+    def begins(has_gradients: bool) -> None:
         watched.plan(lambda: (watched.number, None))
-        watched.gradients_ready()
+        if has_gradients:
+            watched.gradients_ready()
         watched.step_begins()
 
-    def before(*_: Any) -> None:
-        recording.call("watch, before an optimizer's step", begins)
+    def before(stepping: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
+        # A fused optimizer of a scaler divides by this inside the step.
+        scale = getattr(stepping, "grad_scale", None)
+        has_gradients = closure is None and scale is None
+        recording.call("watch, before an optimizer's step", begins, has_gradients)
 
     def after(*_: Any) -> None:
         recording.call("watch, after an optimizer's step", watched.step_ended)
 
     handles = [
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
+        optimizer.register_step_pre_hook(outside_graphs(before)),
+        optimizer.register_step_post_hook(outside_graphs(after)),
     ]
     return watched, handles
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ torch = pytest.importorskip("torch")
 from tachograph import start_run  # noqa: E402
 from tachograph.callbacks import watch  # noqa: E402
 from tachograph.callbacks.tensors_host import Meter  # noqa: E402
-from tachograph.errors import ConfigError  # noqa: E402
+from tachograph.errors import ConfigError, TachographWarning  # noqa: E402
 from tachograph.testing.callback_contract import QUIET, Record  # noqa: E402
+from tachograph.warning import forget_warnings  # noqa: E402
 
 
 @pytest.fixture
@@ -108,6 +111,147 @@ def test_every_counts_as_the_steps_do(config: dict[str, Any]) -> None:
     assert {(row["kind"], row["step"]) for row in rows} == {("weight", 0)}
 
 
+def train(
+    model: Any,
+    optimizer: Any,
+    steps: int = 3,
+    step: Callable[..., Any] | None = None,
+    **keywords: Any,
+) -> list[float]:
+    """A plain loop under `watch`; gives the norms of the first gradient that each step used."""
+    torch.manual_seed(1)
+    norms = []
+    with watch(model, optimizer, **keywords):
+        for _ in range(steps):
+            features = torch.rand(5, 3)
+
+            def closure(features: Any = features) -> Any:
+                optimizer.zero_grad()
+                loss = model(features).float().square().mean()
+                loss.backward()
+                return loss
+
+            if step is None:
+                closure()
+                optimizer.step()
+            else:
+                step(closure)
+            norms.append(float(next(iter(model.parameters())).grad.norm()))
+    return norms
+
+
+def recorded(config: dict[str, Any], column: str, **equal: Any) -> list[tuple[Any, Any]]:
+    """Step and one column of the rows of tensors, in order."""
+    rows = Record(config["backend"]).rows("tensors", **equal)
+    return sorted((row["step"], row[column]) for row in rows)
+
+
+def test_gradients_that_come_about_inside_the_step(config: dict[str, Any]) -> None:
+    """Those of a closure are its own, those of a fused optimizer and a scaler are unscaled."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    norms = train(model, optimizer, step=optimizer.step, config=config)
+    found = recorded(config, "l2", kind="gradient", name="weight")
+    assert found == [(step, pytest.approx(norm, rel=1e-5)) for step, norm in enumerate(norms)]
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fused = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+
+    def scaled(closure: Callable[[], Any]) -> None:
+        scale = scaler.scale(torch.ones(()))
+        closure()
+        for parameter in model.parameters():
+            parameter.grad *= scale
+        scaler.step(fused)
+        scaler.update()
+
+    other = config | {"backend": config["backend"] + "2"}
+    norms = train(model, fused, step=scaled, config=other)
+    found = recorded(other, "l2", kind="gradient", name="weight")
+    assert found == [(step, pytest.approx(norm, rel=1e-5)) for step, norm in enumerate(norms)]
+
+
+def test_a_step_that_calls_that_of_its_base_class_counts_once(config: dict[str, Any]) -> None:
+    """Torch calls the hooks of such an optimizer twice a step."""
+
+    class Mine(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # from now on its step has hooks
+    model = torch.nn.Linear(3, 1)
+    train(model, Mine(model.parameters()), config=config)
+    assert [step for step, _ in recorded(config, "l2", kind="update", name="bias")] == [0, 1, 2]
+
+
+def test_names_are_those_of_the_model_without_wrappers(config: dict[str, Any]) -> None:
+    """What the model does not name has its number in the optimizer; each has a name of its own."""
+    other = torch.nn.Linear(3, 1)
+    model = torch.compile(torch.nn.Linear(3, 1), backend="eager")
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], 0.1)
+    with watch(model, optimizer, config=config):
+        (model._orig_mod(torch.rand(5, 3)) * other(torch.rand(5, 3))).mean().backward()
+        optimizer.step()
+    names = ["bias", "parameter_2", "parameter_3", "weight"]
+    assert [name for _, name in recorded(config, "name", kind="gradient")] == names
+
+
+def test_a_type_that_changes_is_told(config: dict[str, Any]) -> None:
+    """A model that gets another type between two steps."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer, config=config):
+        for dtype in (torch.float32, torch.float64):
+            model.to(dtype)
+            optimizer.zero_grad()
+            model(torch.rand(5, 3, dtype=dtype)).mean().backward()
+            optimizer.step()
+    for kind in ("gradient", "weight", "update"):
+        found = recorded(config, "dtype", kind=kind, name="bias")
+        assert found == [(0, "float32"), (1, "float64")]
+
+
+def test_snapshots_of_several_optimizers(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has files of its own; where none can be written, statistics are recorded."""
+    config["record"]["snapshots"] = 2
+    loop = Loop()
+    with watch(loop.model, *loop.optimizers, config=config, weights="full"):
+        loop.run()
+    paths = {row["path"] for row in Record(config["backend"]).rows("artifacts")}
+    assert paths == {
+        f"weights/optimizer-{number}/{step}.safetensors" for number in (0, 1) for step in (0, 2, 3)
+    }
+
+    forget_warnings()
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    other = config | {"backend": config["backend"] + "2"}
+    loop = Loop()
+    with (
+        pytest.warns(TachographWarning, match="need safetensors") as warned,
+        watch(loop.model, *loop.optimizers, config=other, weights="full"),
+    ):
+        loop.run()
+    assert len([one for one in warned if one.category is TachographWarning]) == 1
+    assert len(recorded(other, "l2")) == 4 * 3 * 4
+
+
+@pytest.mark.filterwarnings("error::tachograph.errors.TachographWarning")
+def test_a_compiled_step_is_left_alone(config: dict[str, Any]) -> None:
+    """Nothing of ours gets into a graph that torch compiles; nothing of the step is recorded."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    compiled = torch.compile(optimizer.step, backend="eager")
+
+    def step(closure: Callable[[], Any]) -> None:
+        closure()
+        compiled()
+
+    train(model, optimizer, step=step, config=config)
+    assert recorded(config, "kind") == []
+
+
 def test_what_is_raised_is_the_users(config: dict[str, Any]) -> None:
     """An exception passes, the run says so, and the optimizers are as they were."""
     loop = Loop()
@@ -141,6 +285,9 @@ def test_disabled_and_wrong(monkeypatch: pytest.MonkeyPatch, config: dict[str, A
     loop = Loop()
     with pytest.raises(ConfigError), watch(loop.model, *loop.optimizers, every=0):
         raise AssertionError("the loop has begun")
+    for given in ((loop.model,), (loop.model, loop.model.parameters()), (5, *loop.optimizers)):
+        with pytest.raises(TypeError, match="watch needs"), watch(*given, config=config):
+            raise AssertionError("the loop has begun")
     monkeypatch.setenv("TACHOGRAPH_DISABLED", "1")
     with watch(loop.model, *loop.optimizers, config=config) as run:
         run.log({"loss": 1.0})
