@@ -80,7 +80,7 @@ class LightningCallback(EitherCallback):
 
     def __init__(self, *, activations: Sequence[str] = (), **keywords: Unpack[Keywords]) -> None:
         self._recording = Recording(**keywords)
-        self._activations = (activations,) if isinstance(activations, str) else tuple(activations)
+        self._activations = _names_of_modules(activations)
         self._state: _State | None = None
         self._has_fitted = False
         self._checkpoint: dict[str, Any] = {}  # what the checkpoint that is being loaded says
@@ -144,9 +144,8 @@ class LightningCallback(EitherCallback):
             state.run.set_first_step(state.step + 1)
         self._loaders(state, train=trainer.train_dataloader, val=trainer.val_dataloaders)
         # Optimizers are there and restored.
-        state.tensors = LightningTensors(
-            self._recording, state.run, trainer, pl_module, self._activations
-        )
+        state.tensors = LightningTensors(self._recording, state.run, self._activations)
+        state.tensors.start(trainer, pl_module)
 
     @hook
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -192,7 +191,9 @@ class LightningCallback(EitherCallback):
             return
         seconds = perf_counter() - state.batch_started
         done = trainer.global_step
-        if done == 0:  # or steps that Lightning cannot see
+        if done == 0 and state.tensors is not None and state.tensors.waits_for_a_step:
+            state.step = 1
+        elif done == 0:  # or steps that Lightning cannot see
             state.step, _ = next_step(trainer, pl_module)
         else:
             state.step = max(done, state.steps_done + 1)
@@ -444,6 +445,13 @@ def _state_key(recording: Recording) -> str:
     if not what:
         return "LightningCallback"
     return f"LightningCallback[{hashlib.sha256(canonical_json(what).encode()).hexdigest()[:8]}]"
+
+
+def _names_of_modules(given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"activations takes names of modules, not {given!r}")
+    return tuple(names)
 
 
 def _status(error: BaseException) -> str | None:

@@ -5,6 +5,7 @@ Knows a Trainer and its strategy; what is measured is `tensors_optimizer`'s.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -13,57 +14,63 @@ from typing import Any
 from tachograph.callbacks.base import Recording
 from tachograph.callbacks.tensors_optimizer import OptimizerWatch, Settings, estimate
 from tachograph.callbacks.tensors_step import Member, Where
-from tachograph.callbacks.tensors_torch import local_part
+from tachograph.callbacks.tensors_torch import clean_name, local_part, outside_graphs
 from tachograph.errors import RecordError
 from tachograph.run import Run
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _FROZEN_ELEMENTS = 20_000_000  # measured in some hundredths of a second
 _TRAIN = {"phase": "train"}
 
 
 class LightningTensors:
-    """Watches the optimizers of one fit; made when they are there, closed when the fit ends.
+    """Watches the optimizers of one fit; closed when the fit ends.
 
     Parameters
     ----------
     recording : Recording
     run : Run
-    trainer, module
-        The Trainer and its LightningModule.
     activations : sequence of str
         Names of modules whose outputs are recorded too; ``*`` stands for anything.
     """
 
-    def __init__(
-        self, recording: Recording, run: Run, trainer: Any, module: Any, activations: Sequence[str]
-    ) -> None:
+    def __init__(self, recording: Recording, run: Run, activations: Sequence[str]) -> None:
         self._recording = recording
         self._run = run
-        self._names = {id(p): _clean(name) for name, p in module.named_parameters()}
+        self._activations = activations
         self._handles: list[Any] = []
+        self._optimizers: list[Any] = []  # those that can be watched
         self._watches: list[OptimizerWatch] = []
+        self._frozen: list[Member] = []
         self._seen: dict[str, int] = {}  # step in which a module's output was recorded last
         self._skipped = 0
-        self._watch(trainer, module)
-        self._frozen = self._not_trained(module) if trainer.is_global_zero else []
-        if activations and self._watches and trainer.is_global_zero:
-            self._hook_modules(trainer, module, activations)
 
     # ------------------------------------------------------------------ hooks of the Trainer
 
+    def start(self, trainer: Any, module: Any) -> None:
+        """Watch the optimizers, which are there by now."""
+        self._watch(trainer, module)
+        if self._watches and trainer.is_global_zero:
+            self._frozen = self._not_trained(module)
+
     def follow(self, trainer: Any, module: Any) -> None:
         """Watch other optimizers, where the training has got others meanwhile."""
-        if [watch.optimizer for watch in self._watches] != list(trainer.optimizers):
-            self._let_go()
+        if self._optimizers != _watchable(trainer):
+            for watch in self._let_go():
+                watch.arrive(wait=True)
             self._watch(trainer, module)
+
+    @property
+    def waits_for_a_step(self) -> bool:
+        """Whether optimizers are watched, and none of them has done a step yet."""
+        return bool(self._watches) and not any(watch.has_stepped for watch in self._watches)
 
     def gradients_ready(self, trainer: Any, module: Any, optimizer: Any) -> None:
         """Measure the gradients of the step that an optimizer is about to do."""
         for watch in self._watches:
             if optimizer in (watch.optimizer, getattr(watch.optimizer, "optimizer", None)):
                 watch.plan(lambda: next_step(trainer, module))
-                watch.gradients_ready()
+                if not _is_scaled(trainer, watch.optimizer):
+                    watch.gradients_ready()
 
     def batch_ended(self, where: Where) -> None:
         """Record what has arrived, and steps that were begun and left out."""
@@ -79,19 +86,18 @@ class LightningTensors:
 
     def close(self, where: Where | None) -> None:
         """Record the rest, where the training came to its end, and leave the optimizers alone."""
-        watches = self._watches
-        self._let_go()
-        for watch in watches:
-            if where is None:
-                watch.arrive(wait=True)
-            else:
-                watch.end(where)
         self._frozen = []
+        for watch in self._let_go():
+            try:
+                watch.arrive(wait=True) if where is None else watch.end(where)
+            except Exception as error:  # the others have something to record as well
+                self._recording.problem(error, "LightningCallback, at the end of the fit")
 
     # ------------------------------------------------------------------ inside
 
     def _watch(self, trainer: Any, module: Any) -> None:
-        optimizers = [o for o in trainer.optimizers if hasattr(o, "register_step_post_hook")]
+        names = {id(p): clean_name(name) for name, p in module.named_parameters()}
+        optimizers = self._optimizers = _watchable(trainer)
         several = len(optimizers) > 1
         for number, optimizer in enumerate(optimizers):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -110,9 +116,12 @@ class LightningTensors:
                 sharded="FSDP" in type(trainer.strategy).__name__,
             )
             done = trainer.global_step // len(optimizers)
-            watch = OptimizerWatch(self._run, optimizer, self._names, schedule, settings, done=done)
+            watch = OptimizerWatch(self._run, optimizer, names, schedule, settings, done=done)
             self._watches.append(watch)
             self._hook_optimizer(watch, trainer, module)
+        if self._watches and trainer.is_global_zero:
+            for pattern in self._activations:
+                self._hook_modules(trainer, module, pattern)
 
     def _hook_optimizer(self, watch: OptimizerWatch, trainer: Any, module: Any) -> None:
         """Have an optimizer tell of its steps, however they come about."""
@@ -133,21 +142,23 @@ class LightningTensors:
         def after(*_: Any) -> None:
             recording.call("LightningCallback, after an optimizer's step", ended)
 
-        self._handles.append(watch.optimizer.register_step_pre_hook(before))
-        self._handles.append(watch.optimizer.register_step_post_hook(after))
+        self._handles.append(watch.optimizer.register_step_pre_hook(outside_graphs(before)))
+        self._handles.append(watch.optimizer.register_step_post_hook(outside_graphs(after)))
 
-    def _hook_modules(self, trainer: Any, module: Any, patterns: Sequence[str]) -> None:
-        """Have modules tell of their outputs."""
-        found = dict(module.named_modules())
-        for pattern in patterns:
-            names = [name for name in found if name and fnmatchcase(_clean(name), pattern)]
-            if not names:
-                raise RecordError(f"no module has a name like {pattern!r}, given as activations")
-            for name in names:
-                if "_orig_mod" in name or hasattr(found[name], "_orig_mod"):
-                    raise RecordError(f"{name} is compiled: its output cannot be recorded")
-                hook = self._module_hook(_clean(name), trainer, module)
-                self._handles.append(found[name].register_forward_hook(hook))
+    def _hook_modules(self, trainer: Any, module: Any, pattern: str) -> None:
+        """Have modules tell of their outputs; a problem with one leaves the others."""
+        modules = dict(module.named_modules())
+        names = [name for name in modules if name and fnmatchcase(clean_name(name), pattern)]
+        problems = [] if names else [f"no module has a name like {pattern!r}, given as activations"]
+        compiled = [name for name, inner in modules.items() if _is_compiled(inner)]
+        for name in names:
+            if any(outer in ("", name) or name.startswith(f"{outer}.") for outer in compiled):
+                problems.append(f"{clean_name(name)} is compiled: its output cannot be recorded")
+            else:
+                hook = self._module_hook(clean_name(name), trainer, module)
+                self._handles.append(modules[name].register_forward_hook(_ModuleHook(hook)))
+        for problem in problems[:1]:
+            self._recording.problem(RecordError(problem), "LightningCallback.on_train_start")
 
     def _module_hook(self, name: str, trainer: Any, module: Any) -> Callable[..., None]:
         its_trainer, its_module = weakref.ref(trainer), weakref.ref(module)
@@ -167,7 +178,7 @@ class LightningTensors:
             if forwarded.training and self._watches:
                 recording.call("LightningCallback, after a module's forward", record, output)
 
-        return hook
+        return outside_graphs(hook)
 
     def _not_trained(self, module: Any) -> list[Member]:
         """Parameters that no optimizer has, where measuring them once takes no time to speak of."""
@@ -178,7 +189,7 @@ class LightningTensors:
             for parameter in group["params"]
         }
         members = [
-            Member(_clean(name), parameter, part)
+            Member(clean_name(name), parameter, part)
             for name, parameter in module.named_parameters()
             if id(parameter) not in trained and (part := local_part(parameter)) is not None
         ]
@@ -190,17 +201,54 @@ class LightningTensors:
         frozen, self._frozen = self._frozen, []
         return frozen
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> list[OptimizerWatch]:
+        """Leave the optimizers and modules alone; gives the watches there were."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._watches = [], []
+        watches = self._watches
+        self._handles, self._optimizers, self._watches = [], [], []
+        return watches
+
+
+class _ModuleHook:
+    """A hook of a module, of which copies and pickles of the module have one that does nothing."""
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        self._hook = hook
+
+    def __call__(self, *arguments: Any) -> None:
+        self._hook(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 def next_step(trainer: Any, module: Any) -> Where:
     """Step and epoch of the optimizer's step that comes next, as its batch's metrics have them."""
     if trainer.global_step == 0 and not module.automatic_optimization:
-        return trainer.fit_loop.total_batch_idx + 1, trainer.current_epoch
+        loop = trainer.fit_loop
+        seen = loop.epoch_loop.manual_optimization.optim_step_progress.total
+        if seen.ready == seen.completed:  # no step that Lightning sees, as yet
+            return loop.total_batch_idx + 1, trainer.current_epoch
     return trainer.global_step + 1, trainer.current_epoch
+
+
+def _watchable(trainer: Any) -> list[Any]:
+    return [o for o in trainer.optimizers if hasattr(o, "register_step_post_hook")]
+
+
+def _is_compiled(module: Any) -> bool:
+    return (
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "_compiler_ctx", None) is not None
+    )
+
+
+def _is_scaled(trainer: Any, optimizer: Any) -> bool:
+    """Whether gradients are still to be unscaled, inside the step: a fused optimizer does that."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def _clips(trainer: Any, module: Any) -> bool:
@@ -208,12 +256,6 @@ def _clips(trainer: Any, module: Any) -> bool:
     hook = type(module).configure_gradient_clipping
     own = not hook.__module__.startswith(("lightning.", "pytorch_lightning."))
     return bool(trainer.gradient_clip_val) or (own and module.automatic_optimization)
-
-
-def _clean(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _first_tensor(output: Any) -> Any:
