@@ -1,13 +1,14 @@
 """What `track` adds to trainings of scikit-learn that it sees at work.
 
-Fits with and without it alternate in one process, after one of each; what is shown is the median
-of the differences in processor time of the thread that trains, all that is recorded included.
+Fits with and without it alternate in one process, after one of each; what is shown is the
+difference between the quickest of each, in processor time of the thread that trains: the work is
+the same each time, and whatever else the machine does only adds to it. All that is recorded is
+part of it; the start of a run is part of it for the pipeline alone, the others record into one.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ class Case:
 def results(options: Options) -> Iterator[Result]:
     """All estimators that can be seen at work, and a pipeline."""
     for name, case in CASES.items():
-        pairs = 2 * (options.repeats if not options.quick else 1) + 1
+        pairs = 2 if options.quick else 4 * options.repeats
         for every in ("auto", 1):
             found = fresh(measure, name=name, every=every, pairs=pairs)
             base, added = found["without"], found["added"]
@@ -54,6 +55,7 @@ def measure(name: str, every: str | int, pairs: int) -> Figures:
     """Fit in turn with and without; microseconds a step, of the thread that trains."""
     warnings.filterwarnings("ignore")
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    from tachograph import start_run
     from tachograph.callbacks import track
 
     make, features, target = CASES[name].prepare()
@@ -61,21 +63,19 @@ def measure(name: str, every: str | int, pairs: int) -> Figures:
         "backend": f"sqlite:///{scratch()}/runs.sqlite",
         "record": {"system": False, "every": every},
     }
+    run = None if name == "pipeline" else start_run(config=config, make_current=False)
     found: dict[bool, list[float]] = {False: [], True: []}
     for pair in range(pairs + 1):
         for recorded in (False, True) if pair % 2 else (True, False):
             estimator = make()
             started = time.thread_time()
-            with track(estimator, config=config) if recorded else nullcontext():
+            with track(estimator, run=run, config=config) if recorded else nullcontext():
                 estimator.fit(features, target)
             taken = (time.thread_time() - started) * 1e6 / CASES[name].steps(estimator)
             if pair:  # the first fit of a process loads what it needs
                 found[recorded].append(taken)
-    differences = [b - a for a, b in zip(found[False], found[True], strict=True)]
-    return {
-        "without": statistics.median(found[False]),
-        "added": statistics.median(differences),
-    }
+    without, together = min(found[False]), min(found[True])
+    return {"without": without, "added": together - without}
 
 
 # ---------------------------------------------------------------------------- the trainings
@@ -104,14 +104,14 @@ def _network(rows: int, width: int, epochs: int) -> tuple[Make, Any, Any]:
 def _boosting(rows: int) -> tuple[Make, Any, Any]:
     from sklearn.ensemble import GradientBoostingClassifier
 
-    return lambda: GradientBoostingClassifier(n_estimators=60, random_state=0), *_data(rows, 20)
+    return lambda: GradientBoostingClassifier(n_estimators=30, random_state=0), *_data(rows, 20)
 
 
 def _histograms(rows: int) -> tuple[Make, Any, Any]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     def make() -> Any:
-        return HistGradientBoostingClassifier(max_iter=60, random_state=0, early_stopping=False)
+        return HistGradientBoostingClassifier(max_iter=30, random_state=0, early_stopping=False)
 
     return make, *_data(rows, 20)
 
@@ -144,16 +144,16 @@ CASES = {
         "Network, 20 x 32 x 32", "epoch", lambda: _network(1_000, 32, 60), _iterations
     ),
     "network": Case(
-        "Network, 20 x 256 x 256", "epoch", lambda: _network(10_000, 256, 6), _iterations
+        "Network, 20 x 256 x 256", "epoch", lambda: _network(2_000, 256, 10), _iterations
     ),
     "boosting": Case(
-        "GradientBoosting, 5,000 rows",
+        "GradientBoosting, 2,000 rows",
         "stage",
-        lambda: _boosting(5_000),
+        lambda: _boosting(2_000),
         lambda one: one.n_estimators_,
     ),
     "histograms": Case(
-        "HistGradientBoosting, 20,000 rows", "round", lambda: _histograms(20_000), _iterations
+        "HistGradientBoosting, 10,000 rows", "round", lambda: _histograms(10_000), _iterations
     ),
     "logistic_small": Case(
         "LogisticRegression, 2,000 rows", "iteration", lambda: _logistic(2_000), _iterations
