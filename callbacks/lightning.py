@@ -179,6 +179,8 @@ class LightningCallback(EitherCallback):
         if state.rank == 0:
             # After the batch a scheduler may have set the rate of the next step already.
             state.rates = learning_rates(trainer.optimizers)
+        if state.tensors is not None:
+            state.tensors.batch_begins()
         state.batch_started = perf_counter()
         state.waited = state.batch_started - state.ready
 

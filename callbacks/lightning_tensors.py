@@ -38,6 +38,8 @@ class LightningTensors:
         self._run = run
         self._activations = activations
         self._handles: list[Any] = []
+        self._modules: list[tuple[Any, _ModuleHook]] = []  # whose outputs are recorded
+        self._module_handles: list[Any] = []
         self._optimizers: list[Any] = []  # those that can be watched
         self._watches: list[OptimizerWatch] = []
         self._frozen: list[Member] = []
@@ -72,14 +74,24 @@ class LightningTensors:
                 if not _is_scaled(trainer, watch.optimizer):
                     watch.gradients_ready()
 
+    def batch_begins(self) -> None:
+        """Have modules tell of their outputs: while a batch is trained, and no longer.
+
+        Modules that have hooks may compute in another way where they are evaluated.
+        """
+        self._leave_modules()
+        self._module_handles = [one.register_forward_hook(hook) for one, hook in self._modules]
+
     def batch_ended(self, where: Where) -> None:
         """Record what has arrived, and steps that were begun and left out."""
+        self._leave_modules()
         left_out = [watch for watch in self._watches if watch.has_begun]
         for watch in left_out:
             watch.leave_out()
         for watch in self._watches:
             watch.arrive()
         if left_out:
+            self._seen.clear()
             self._skipped += len(left_out)
             values = {"optimizer_steps_skipped": float(self._skipped)}
             self._run.log(values, where[0], epoch=where[1], context=_TRAIN)
@@ -121,7 +133,7 @@ class LightningTensors:
             self._hook_optimizer(watch, trainer, module)
         if self._watches and trainer.is_global_zero:
             for pattern in self._activations:
-                self._hook_modules(trainer, module, pattern)
+                self._choose_modules(trainer, module, pattern)
 
     def _hook_optimizer(self, watch: OptimizerWatch, trainer: Any, module: Any) -> None:
         """Have an optimizer tell of its steps, however they come about."""
@@ -145,8 +157,8 @@ class LightningTensors:
         self._handles.append(watch.optimizer.register_step_pre_hook(outside_graphs(before)))
         self._handles.append(watch.optimizer.register_step_post_hook(outside_graphs(after)))
 
-    def _hook_modules(self, trainer: Any, module: Any, pattern: str) -> None:
-        """Have modules tell of their outputs; a problem with one leaves the others."""
+    def _choose_modules(self, trainer: Any, module: Any, pattern: str) -> None:
+        """Find modules whose outputs are recorded; a problem with one leaves the others."""
         modules = dict(module.named_modules())
         names = [name for name in modules if name and fnmatchcase(clean_name(name), pattern)]
         problems = [] if names else [f"no module has a name like {pattern!r}, given as activations"]
@@ -155,8 +167,8 @@ class LightningTensors:
             if any(outer in ("", name) or name.startswith(f"{outer}.") for outer in compiled):
                 problems.append(f"{clean_name(name)} is compiled: its output cannot be recorded")
             else:
-                hook = self._module_hook(clean_name(name), trainer, module)
-                self._handles.append(modules[name].register_forward_hook(_ModuleHook(hook)))
+                hook = _ModuleHook(self._module_hook(clean_name(name), trainer, module))
+                self._modules.append((modules[name], hook))
         for problem in problems[:1]:
             self._recording.problem(RecordError(problem), "LightningCallback.on_train_start")
 
@@ -203,11 +215,17 @@ class LightningTensors:
 
     def _let_go(self) -> list[OptimizerWatch]:
         """Leave the optimizers and modules alone; gives the watches there were."""
+        self._leave_modules()
         for handle in self._handles:
             handle.remove()
         watches = self._watches
-        self._handles, self._optimizers, self._watches = [], [], []
+        self._handles, self._modules, self._optimizers, self._watches = [], [], [], []
         return watches
+
+    def _leave_modules(self) -> None:
+        for handle in self._module_handles:
+            handle.remove()
+        self._module_handles = []
 
 
 class _ModuleHook:

@@ -185,6 +185,14 @@ class OptimizerWatch:
         finally:
             self._finish(step)
 
+    def start_over(self) -> None:
+        """Forget what was measured of a step that begins again: one that failed may be tried anew.
+
+        So begins, too, the step of an optimizer that calls that of its base class.
+        """
+        if self._step is not None:
+            self._step.start_over()
+
     @property
     def has_begun(self) -> bool:
         """Whether a step has begun and is not done."""
@@ -250,8 +258,13 @@ class OptimizerWatch:
         seconds, started = 0.0, perf_counter()
         levels = {"weights": self._settings.weights, "gradients": self._settings.gradients}
         for kind, members in (("weights", self._weights()), ("gradients", self._gradients())):
+            if levels[kind] != "full":
+                continue
             tensors = {member.name: member.part for member in members}
-            if levels[kind] == "full" and tensors:
+            for name, whole, _ in members:
+                if whole.is_sparse:
+                    tensors[f"{name}.indices"] = whole.detach().coalesce().indices()
+            if tensors:
                 folder = "/".join((kind, *self._settings.folders()))
                 seconds += tensors_snapshot.save(self._run, tensors, folder, step)
         return seconds + perf_counter() - started

@@ -112,6 +112,10 @@ class StepRecord:
             for kind, measured in (("update", updates), ("weight", weights)):
                 self._parts.append(Part(kind, "", keys.of(kind, "", group), measured))
 
+    def start_over(self) -> None:
+        """Forget what has been measured."""
+        self._parts.clear()
+
     def has(self, kind: str) -> bool:
         """Whether tensors of a kind have been measured."""
         return any(part.kind == kind for part in self._parts)

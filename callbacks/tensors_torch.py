@@ -156,7 +156,7 @@ def send(values: Tensor, begun: Any = None) -> Flight:
     if values.device.type != "cuda":
         return Flight(values)
     torch = sys.modules["torch"]
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
     with torch.cuda.device(values.device):
         host.copy_(values, non_blocking=True)
         event = torch.cuda.Event(enable_timing=begun is not None)

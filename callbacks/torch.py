@@ -108,6 +108,8 @@ def _start(
 
     def begins(has_gradients: bool) -> None:
         watched.plan(lambda: (watched.number, None))
+        if watched.has_begun:
+            watched.start_over()
         if has_gradients:
             watched.gradients_ready()
         watched.step_begins()

@@ -112,7 +112,7 @@ def test_gradients_of_a_fused_optimizer_are_unscaled(config: dict[str, Any]) -> 
 class Copies(pl.Callback):
     """Copies and saves the whole model and its optimizer, as an average of weights might."""
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         self.copy = copy.deepcopy(pl_module.net)
         file = io.BytesIO()
         torch.save(pl_module.net, file)
@@ -175,6 +175,36 @@ def test_patterns_without_a_module_leave_nothing_behind(config: dict[str, Any]) 
     for wrong in (5, [1], None):
         with pytest.raises(TypeError, match="names of modules"):
             LightningCallback(activations=wrong)  # type: ignore[arg-type]
+
+
+def test_modules_have_hooks_only_while_a_batch_is_trained(config: dict[str, Any]) -> None:
+    """A TransformerEncoderLayer, for one, is evaluated in another way where there are some."""
+    found = []
+
+    class Look(Base):
+        def training_step(self, batch: Any, index: int) -> Any:
+            found.append(len(self.net[0]._forward_hooks))
+            return super().training_step(batch, index)
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            found.append(-len(self.net[0]._forward_hooks))
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(torch.rand(8, 4)), batch_size=8)
+
+    callback = LightningCallback(config=config, activations="net.0")
+    fit(Look(), callback, batches=4, val_check_interval=2, num_sanity_val_steps=0)
+    assert found == [1, 1, 0, 1, 1, 0]
+
+
+def test_the_step_after_one_that_was_left_out_is_whole(config: dict[str, Any]) -> None:
+    """A scaler leaves the first steps out; outputs, gradients and weights of the next are there."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    fit(Base(), LightningCallback(config=config, activations="net.0"), plugins=[plugin], batches=30)
+    done = steps(config, kind="weight", name="net.0.weight")
+    assert 1 < done[0] < 30
+    assert done[-1] == 30
+    assert steps(config, kind="activation") == [*range(1, 31)]
 
 
 class Exchange(pl.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import tachograph  # noqa: E402
 from tachograph import start_run  # noqa: E402
 from tachograph.callbacks import watch  # noqa: E402
 from tachograph.callbacks.tensors_host import Meter  # noqa: E402
@@ -184,6 +186,29 @@ def test_a_step_that_calls_that_of_its_base_class_counts_once(config: dict[str, 
     assert [step for step, _ in recorded(config, "l2", kind="update", name="bias")] == [0, 1, 2]
 
 
+def test_a_step_that_failed_and_is_tried_again(config: dict[str, Any]) -> None:
+    """What is recorded is what the step that was done has used."""
+
+    class Failing(torch.optim.SGD):
+        fails = True
+
+        def step(self, closure: Any = None) -> None:
+            self.fails = not self.fails
+            if not self.fails:
+                raise MemoryError
+            super().step()
+
+    model = torch.nn.Linear(3, 1)
+    optimizer = Failing(model.parameters(), 0.1)
+    with watch(model, optimizer, config=config):
+        for factor in (1.0, 2.0, 3.0, 4.0):
+            optimizer.zero_grad()
+            (factor * model(torch.rand(1, 3))).sum().backward()
+            with contextlib.suppress(MemoryError):
+                optimizer.step()
+    assert recorded(config, "mean", kind="gradient", name="bias") == [(0, 2.0), (1, 4.0)]
+
+
 def test_names_are_those_of_the_model_without_wrappers(config: dict[str, Any]) -> None:
     """What the model does not name has its number in the optimizer; each has a name of its own."""
     other = torch.nn.Linear(3, 1)
@@ -235,6 +260,24 @@ def test_snapshots_of_several_optimizers(
         loop.run()
     assert len([one for one in warned if one.category is TachographWarning]) == 1
     assert len(recorded(other, "l2")) == 4 * 3 * 4
+
+
+def test_a_snapshot_of_sparse_gradients_has_their_indices(config: dict[str, Any]) -> None:
+    """The values alone would not say where they belong."""
+    from safetensors.torch import load
+
+    table = torch.nn.Embedding(10, 3, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), 0.1)
+    with watch(table, optimizer, config=config, gradients="full") as run:
+        table(torch.tensor([7, 2, 7])).sum().backward()
+        optimizer.step()
+    Record(config["backend"])
+    store = tachograph.open(config["backend"])
+    (kept,) = store.artifacts(run.run_id).to_pylist()
+    with store.open_artifact(kept["sha256"]) as file:
+        tensors = load(file.read())
+    assert tensors["weight"].tolist() == [[1.0] * 3, [2.0] * 3]
+    assert tensors["weight.indices"].tolist() == [[2, 7]]
 
 
 @pytest.mark.filterwarnings("error::tachograph.errors.TachographWarning")
