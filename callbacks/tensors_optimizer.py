@@ -225,9 +225,11 @@ class OptimizerWatch:
         """Record what has come from a device by now; all that is on its way with `wait`."""
         waiting = self._waiting
         while waiting and (wait or waiting[0].has_arrived(behind=len(waiting) - 1)):
-            step = waiting.popleft()
-            step.log(self._run, self._settings.metric_context)
-            self._schedule.late(step.device_seconds())
+            step, started = waiting.popleft(), perf_counter()
+            try:
+                step.log(self._run, self._settings.metric_context)
+            finally:
+                self._schedule.late(step.device_seconds(), perf_counter() - started)
 
     def end(self, where: Where) -> None:
         """Record what is on its way, and the weights where no step has been recorded."""
@@ -242,14 +244,11 @@ class OptimizerWatch:
         self._snapshot(where[0])
 
     def _finish(self, step: StepRecord) -> None:
-        try:
-            with _timed(step):
-                self._waiting.append(step)
-                self.arrive()
-        finally:
-            histograms = step.histogram_seconds
-            moments = step.seconds - histograms
-            self._schedule.spent(step.number, moments, histograms, step.snapshot_seconds)
+        histograms = step.histogram_seconds
+        moments = step.seconds - histograms
+        self._schedule.spent(step.number, moments, histograms, step.snapshot_seconds)
+        self._waiting.append(step)
+        self.arrive()
 
     def _snapshot(self, step: int) -> float:
         if step == self._kept_step:

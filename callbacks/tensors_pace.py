@@ -103,12 +103,12 @@ class Pace:
             begun = self._clock() - seconds
             self._next = max(self._next, begun) + seconds / self._budget
 
-    def late(self, seconds: float) -> None:
-        """Say what the last record took besides, as a device tells later."""
-        self.spent_seconds += seconds
+    def late(self, seconds: float, host_seconds: float = 0.0) -> None:
+        """Say what the last record took besides: of a device, which tells later, and here."""
+        self.spent_seconds += seconds + host_seconds
         self.late_seconds += seconds
         if self.is_auto:
-            self._next += seconds / self._budget
+            self._next += (seconds + host_seconds) / self._budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +180,9 @@ class Schedule:
         if snapshot:
             self.snapshots.spent(self._counted(self.snapshots, step), snapshot)
 
-    def late(self, seconds: float) -> None:
-        """Say what the last record took besides, as a device tells later."""
-        self.moments.late(seconds)
+    def late(self, seconds: float, host_seconds: float = 0.0) -> None:
+        """Say what the last record took besides: of a device, which tells later, and here."""
+        self.moments.late(seconds, host_seconds)
 
     @property
     def paces(self) -> tuple[Pace, Pace, Pace]:

@@ -106,6 +106,11 @@ def test_what_a_device_tells_later_is_waited_for_too() -> None:
     clock.now += 0.2
     assert pace.due(2)
     assert pace.spent_seconds == pytest.approx(0.02)
+    pace.spent(2, 0.001)
+    pace.late(0.0, 0.019)  # writing the record down, when it has come from there
+    clock.now += 0.9
+    assert not pace.due(3)
+    assert (pace.spent_seconds, pace.late_seconds) == pytest.approx((0.04, 0.019))
 
 
 # ---------------------------------------------------------------------------- exactly as asked
