@@ -144,7 +144,7 @@ CASES = {
         "Network, 20 x 32 x 32", "epoch", lambda: _network(1_000, 32, 60), _iterations
     ),
     "network": Case(
-        "Network, 20 x 256 x 256", "epoch", lambda: _network(2_000, 256, 10), _iterations
+        "Network, 20 x 256 x 256", "epoch", lambda: _network(2_000, 256, 40), _iterations
     ),
     "boosting": Case(
         "GradientBoosting, 2,000 rows",
