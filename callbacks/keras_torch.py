@@ -91,6 +91,8 @@ class TorchTap:
         self._plan, self._found = plan, TorchFound()
         self._timed(self._note_before)
         if self._is_compiled or self._own_apply is None:
+            if not self._has_own_step:
+                self._timed(self._note_number)
             result = function(*arguments)
             self._timed(self._note_left)
         else:
@@ -104,6 +106,7 @@ class TorchTap:
     def _apply(self, given: Any, variables: Any = None) -> Any:
         given = list(given)
         known = self._optimizer._trainable_variables if variables is None else list(variables)
+        self._timed(self._note_number)
         self._timed(self._note_gradients, given, known)
         return self._own_apply(given, variables)
 
@@ -118,13 +121,16 @@ class TorchTap:
 
     # ------------------------------------------------------------------ looking
 
-    def _note_before(self) -> None:
-        """Keep the weights, and the number of the step, as they are before it."""
+    def _note_number(self) -> None:
+        """The number of the step that the optimizer is about to do."""
         base = gradients.inner(self._optimizer)
         iterations = getattr(base, "_iterations", None)
         if iterations is not None:
             self._found.iterations = iterations.value.detach().clone()
             self._found.accumulates = getattr(base, "gradient_accumulation_steps", None) or 1
+
+    def _note_before(self) -> None:
+        """Keep the weights as they are before the step."""
         values: list[Any] = [local_part(one.value) for _, one in self._weights]
         if [value.shape for value in values] != [one.shape for one in self._memory]:
             self._memory = [value.clone() for value in values]
