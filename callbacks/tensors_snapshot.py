@@ -12,10 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tachograph.errors import RecordError
 from tachograph.run import Run
+
+MOST_WAITING = 4 << 30
+"""Bytes of copies that may wait to be written; a training must not run out of memory for them."""
 
 _BYTES_PER_SECOND = 300e6
 """How fast files are taken to be written and hashed, where only the copy can be measured."""
+
+_waiting = 0
 
 
 def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
@@ -40,22 +46,35 @@ def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
     ------
     ModuleNotFoundError
         safetensors is not installed.
+    RecordError
+        So many bytes wait to be written that this snapshot is left out.
     """
+    global _waiting
     of_torch = any(hasattr(tensor, "detach") for tensor in tensors.values())
     library = _library("safetensors.torch" if of_torch else "safetensors.numpy")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if _waiting and _waiting + size > MOST_WAITING:
+        raise RecordError(
+            f"{kind} of step {step} are left out: {_waiting} bytes wait to be written"
+        )
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() if of_torch else _array(tensor)
         for name, tensor in tensors.items()
     }
 
     def write() -> None:
-        with tempfile.TemporaryDirectory(prefix="tachograph-") as folder:
-            file = Path(folder, f"{step}.safetensors")
-            library.save_file(copies, file, metadata={"run_id": run.run_id, "step": str(step)})
-            run.log_artifact(file, f"{kind}/{file.name}", kind="snapshot", step=step)
+        global _waiting
+        try:
+            with tempfile.TemporaryDirectory(prefix="tachograph-") as folder:
+                file = Path(folder, f"{step}.safetensors")
+                library.save_file(copies, file, metadata={"run_id": run.run_id, "step": str(step)})
+                run.log_artifact(file, f"{kind}/{file.name}", kind="snapshot", step=step)
+        finally:
+            _waiting -= size
 
+    _waiting += size
     run.in_background(write)
-    return float(sum(copy.nbytes for copy in copies.values())) / _BYTES_PER_SECOND
+    return size / _BYTES_PER_SECOND
 
 
 def _library(name: str) -> Any:

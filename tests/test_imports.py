@@ -41,7 +41,7 @@ TABLE = {
     "callbacks.base": (
         "run start current identity warning config cost errors values records callbacks.tensors*"
     ),
-    "callbacks.tensors*": "run values histograms tensor_records callbacks.tensors*",
+    "callbacks.tensors*": "run errors values histograms tensor_records callbacks.tensors*",
     "callbacks.*": (
         "tachograph run start current warning identity errors values records histograms"
         " tensor_records"

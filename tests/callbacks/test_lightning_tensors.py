@@ -447,3 +447,15 @@ def test_snapshots(config: dict[str, Any]) -> None:
             wanted = clones.steps[step - 1][clone]
             assert set(arrays) == set(wanted)
             assert all(np.array_equal(arrays[name], wanted[name].numpy()) for name in wanted)
+
+
+def test_snapshots_do_not_fill_the_memory(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written as fast as it is asked for is left out, with one warning."""
+    monkeypatch.setattr("tachograph.callbacks.tensors_snapshot.MOST_WAITING", 300)
+    forget_warnings()
+    record = config["record"] | {"snapshots": 1, "gradients": "off"}
+    with pytest.warns(TachographWarning, match="left out"):
+        fit("plain", [LightningCallback(config=config | {"record": record}, weights="full")])
+    assert len(Record(config["backend"]).rows("tensors", kind="weight")) == 12 * 4
