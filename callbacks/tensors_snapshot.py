@@ -74,7 +74,7 @@ def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
 
     _waiting += size
     run.in_background(write)
-    return size / _BYTES_PER_SECOND
+    return float(size / _BYTES_PER_SECOND)
 
 
 def _library(name: str) -> Any:
