@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -48,12 +48,12 @@ def results(options: Options) -> Iterator[Result]:
 
 def _budgets(options: Options) -> Iterator[Result]:
     """Every='auto' on steps of about 1, 10, 100 and 1,000 ms."""
-    for width, batch, most in ((64, 16, 3000), (256, 64, 1000), (768, 256, 150), (1536, 512, 24)):
+    for width, batch, most in ((64, 16, 3000), (256, 64, 1000), (768, 256, 150), (1536, 512, 30)):
         steps = max(12, most // (4 if options.quick else 1))
-        pairs = 2 if options.quick else 5
-        found = fresh(budget, width=width, batch=batch, steps=steps, pairs=pairs)
+        fits = 1 if options.quick else 3
+        found = fresh(budget, width=width, batch=batch, steps=steps, fits=fits)
         step, added = found["without"], found["added"]
-        note = f"of {step:.4g} µs, CPU; {added / step:+.1%}; {found['records']:.0f} records a fit"
+        note = f"of {step:.4g} µs; {added / step:+.1%}; {found['records']:.0f} records a fit"
         yield at_most(
             f"auto: added a step of {step / 1e3:.3g} ms", added, 0.02 * step + 50, "µs", note
         )
@@ -112,7 +112,7 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter() * 1e3, time.process_time() * 1e3
 
 
-def _differences(marks: list[tuple[float, float]], first: int) -> Figures:
+def _differences(marks: Sequence[tuple[float, ...]], first: int) -> Figures:
     """Medians of what every second step, from step `first`, takes more than its neighbour."""
     figures: Figures = {}
     for place, clock in enumerate(("wall", "cpu")):
@@ -139,28 +139,32 @@ def alternate(record: dict[str, Any], pairs: int) -> Figures:
     return _differences(marks[2:], 1)  # the second of these is the fourth step
 
 
-def budget(width: int, batch: int, steps: int, pairs: int) -> Figures:
-    """Fit in turn with every='auto' and without; microseconds from the first step to the last."""
+def budget(width: int, batch: int, steps: int, fits: int) -> Figures:
+    """Fit with every='auto'; microseconds of a step, and of our hooks, from the first to the last.
+
+    The hooks are timed themselves: what memory does to a step differs by more between two fits.
+    """
     torch = _prepare()
     features, target = torch.randn(batch * steps, 64), torch.randint(0, 10, (batch * steps,))
 
     def loss(model: Any, features: Any, target: Any) -> Any:
         return torch.nn.functional.cross_entropy(model(features), target)
 
-    def fit(record: dict[str, Any] | None) -> float:
+    def fit() -> tuple[float, float]:
         inner = [torch.nn.Linear(width, width) for _ in range(6)]
         layers = [torch.nn.Linear(64, width), *inner, torch.nn.Linear(width, 10)]
         model = torch.nn.Sequential(
             *(part for layer in layers for part in (layer, torch.nn.ReLU()))
         )
-        marks = _fit(torch, model, loss, (features, target), batch, steps, record)
-        return (marks[-1][1] - marks[0][1]) * 1e3 / (len(marks) - 1)
+        marks = _fit(torch, model, loss, (features, target), batch, steps, {})
+        (begun, _, before), (ended, _, after) = marks[0], marks[-1]
+        return (ended - begun) * 1e3 / (steps - 1), (after - before) * 1e6 / (steps - 1)
 
-    fit({})
-    taken = [(fit(None), fit({})) for _ in range(pairs)]
+    taken = [fit() for _ in range(fits)]
+    added = statistics.median(added for _, added in taken)
     return {
-        "without": statistics.median(without for without, _ in taken),
-        "added": statistics.median(together - without for without, together in taken),
+        "without": statistics.median(step for step, _ in taken) - added,
+        "added": added,
         "records": _records(),
     }
 
@@ -172,14 +176,16 @@ def _fit(
     data: tuple[Any, ...],
     batch: int,
     steps: int,
-    record: dict[str, Any] | None,
-) -> list[tuple[float, float]]:
-    """Fit with Lightning; the clocks where each step begins."""
+    record: dict[str, Any],
+) -> list[tuple[float, float, float]]:
+    """Fit with Lightning; the clocks where each step begins, and seconds of our hooks so far."""
     import lightning
 
     from tachograph.callbacks import LightningCallback
 
-    marks: list[tuple[float, float]] = []
+    marks: list[tuple[float, float, float]] = []
+    store = {"backend": f"sqlite:///{scratch()}/runs.sqlite"}
+    callback = LightningCallback(config=store | {"record": record})
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -187,7 +193,7 @@ def _fit(
             self.model = model
 
         def on_train_batch_start(self, *_: Any) -> None:
-            marks.append(_clocks())
+            marks.append((*_clocks(), callback._recording.hook_seconds))
 
         def training_step(self, batch: Any, index: int) -> Any:
             return loss(self.model, *batch)
@@ -195,13 +201,11 @@ def _fit(
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), 1e-4)
 
-    store = {"backend": f"sqlite:///{scratch()}/runs.sqlite"}
-    recorded = record is not None
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=batch)
     lightning.Trainer(
         max_steps=steps,
         max_epochs=1,
-        callbacks=[LightningCallback(config=store | {"record": record})] if recorded else [],
+        callbacks=[callback],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
