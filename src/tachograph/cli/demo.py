@@ -34,6 +34,7 @@ backend = "sqlite:///runs.sqlite"
 _COMMANDS = (
     ("tachograph runs --children", "every trial, candidate and step"),
     ("tachograph show latest", "all about the newest run"),
+    ('tachograph plot "digits, two layers" --layers', "gradients of each layer by step"),
     ('tachograph runs -w "params.max_depth <= 3" --children', "runs by a filter"),
     ('sqlite3 runs.sqlite "select name, count(*) from metrics group by name"', "plain SQL"),
     ("tachograph copy runs.sqlite parquet:///runs", "the same as Parquet, proven equal"),

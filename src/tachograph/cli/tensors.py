@@ -188,7 +188,7 @@ def print_section(store: Store, record: RunRecord) -> None:
         return
     section("Tensors")
     out = console()
-    kinds = [*known["kind"]]
+    kinds = [row["kind"] for row in known if '"stage"' not in row["context"]]
     counted = ", ".join(
         f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}"
         for kind in dict.fromkeys([*KINDS, *kinds])
