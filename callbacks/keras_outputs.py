@@ -91,7 +91,7 @@ class GraphFound:
     def _measured(self, output: str, values: Sequence[Any]) -> Part:
         started = perf_counter()
         arrays = [_array(value) for value in values]
-        numbers = [self._meter.measure(array) for array in arrays]
+        numbers = self._meter.measure_all(arrays)
         self.moment_seconds += perf_counter() - started
         wanted = self._histograms and output != "clipped"
         return self._part(output, numbers, arrays if wanted else None)
@@ -99,17 +99,12 @@ class GraphFound:
     def _changes(self, new: Sequence[Any], old: Sequence[Any]) -> Iterator[Part]:
         started = perf_counter()
         arrays = [_array(value) for value in new]
-        both = [
-            self._meter.measure_change(array, _array(before))
-            for array, before in zip(arrays, old, strict=True)
-        ]
+        weights, updates = self._meter.measure_changes(arrays, [_array(before) for before in old])
         self.moment_seconds += perf_counter() - started
-        yield self._part("update", [update for _, update in both], None)
-        yield self._part(
-            "weight", [weight for weight, _ in both], arrays if self._histograms else None
-        )
+        yield self._part("update", updates, None)
+        yield self._part("weight", weights, arrays if self._histograms else None)
 
-    def _part(self, output: str, numbers: list[Any], arrays: list[Any] | None) -> Part:
+    def _part(self, output: str, numbers: Any, arrays: list[Any] | None) -> Part:
         started = perf_counter()
         found = None if arrays is None else [tensors_host.histogram(array) for array in arrays]
         if found is not None:

@@ -218,7 +218,7 @@ class KerasTensors:
         started = perf_counter()
         arrays = [np.asarray(keras.ops.convert_to_numpy(one.value)) for _, one in variables]
         keys = tuple(key(name, "weight", one) for name, one in variables)
-        numbers = np.array([self._meter.measure(array) for array in arrays])
+        numbers = self._meter.measure_all(arrays)
         moments, started = perf_counter() - started, perf_counter()
         found = [tensors_host.histogram(array) for array in arrays] if plan.histograms else None
         histograms = perf_counter() - started if plan.histograms else 0.0
