@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from common import Figures, Options, Result, at_most, for_information, fresh, in_turn, scratch
 
-from tachograph.journal_reader import complete_row
+from tachograph.batches import complete_row
 from tachograph.records import Batch, MetricBlock, Row, Series, now_us, uuid7
 
 RUNS, WRITERS = 10_000, 100

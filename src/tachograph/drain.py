@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tachograph import host, registry
+from tachograph.batches import complete_row
 from tachograph.errors import Gap, StoreError, TachographError
 from tachograph.journal import part_path
 from tachograph.journal_reader import (
     JournalReader,
-    complete_row,
     list_journals,
     list_parts,
     read_header,

@@ -7,7 +7,10 @@
     ├── StoreError          a store cannot be opened, read or written (OSError)
     │   ├── StoreNotFound   nothing is there (FileNotFoundError)
     │   ├── StoreTooNew     written by a newer format version
-    │   └── Gap             a batch leaves out records; says which is expected
+    │   ├── Gap             a batch leaves out records; says which is expected
+    │   ├── Busy            a server takes nothing now; says when to ask again
+    │   └── AccessDenied    a server does not know the token, or it may not do this
+    ├── WireError           bytes that are no batch of the protocol (ValueError)
     ├── QueryError          a filter, column or run that does not exist (ValueError)
     │   └── RunNotFound     no run with that id (KeyError)
     └── RecordError         a value that cannot be recorded (TypeError)
@@ -52,6 +55,28 @@ class Gap(StoreError):
         self.writer = writer
         self.expected = expected
         self.first = first
+
+
+class Busy(StoreError):
+    """A server takes nothing now: it is overloaded, full, or the token's share is used up.
+
+    Attributes
+    ----------
+    retry_after : float
+        Seconds after which to ask again.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class AccessDenied(StoreError, PermissionError):
+    """A server does not know the token, or the token may not do this."""
+
+
+class WireError(TachographError, ValueError):
+    """Bytes that are no batch of the protocol; the message says what is wrong and where."""
 
 
 class QueryError(TachographError, ValueError):

@@ -32,11 +32,13 @@ kind    name    body
 8       TENSOR_ JSON: run_id, rank, attempt and tensors of the series id; written twice
         SERIES
 9       TENSORS statistics of these tensors at one step; `tensor_records.pack` says how
+10      RECEIVED a batch of another writer as it came over the wire, see `wire`
 ======  ======  ==============================================================================
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,7 +57,8 @@ from tachograph.records import NO_STEP, Row, Series
 from tachograph.tensor_records import Pairs, TensorSeries, pack
 
 MAGIC = b"TACHOJ01"
-HEADER, SERIES, POINTS, ROWS, CLOCK, END, DERIVED, TENSOR_SERIES, TENSORS = range(1, 10)
+HEADER, SERIES, POINTS, ROWS, CLOCK, END = range(1, 7)
+DERIVED, TENSOR_SERIES, TENSORS, RECEIVED = range(7, 11)
 PART_BYTES = 64 << 20
 MAX_FRAME = 64 << 20
 PREFIX = struct.Struct("<IBIq")
@@ -290,6 +293,28 @@ class JournalWriter:
             record = series.facts() | {"rows": rows[start : start + _DERIVED_ROWS]}
             self._append_body(DERIVED, _json({"writer": writer} | record))
 
+    def append_received(self, body: bytes) -> int:
+        """Append a batch of another writer, compressed as `wire` has it.
+
+        Returns
+        -------
+        int
+            The sequence number after it. It is on the disk after the next `sync`.
+
+        Raises
+        ------
+        OSError
+            It could not be written; nothing of it is there.
+        """
+        with self.lock:
+            if not self._append(RECEIVED, 0, self._take_seq(), body):
+                self._attention = True
+                raise OSError(errno.ENOSPC, self.problem or "the journal takes no more")
+            after = self.next_seq
+            if self.size >= PART_BYTES or self._attention:
+                self._after_write()
+            return after
+
     @property
     def written_bytes(self) -> int:
         """Bytes that were written so far, over all parts."""
@@ -444,7 +469,7 @@ class JournalWriter:
             os.ftruncate(self.descriptor, self.size)
         except OSError:
             self.size += written  # the reader skips it as damaged
-        self._fail(OSError(28, "no space left on the disk"))
+        self._fail(OSError(errno.ENOSPC, "no space left on the disk"))
 
     def _rotate(self) -> None:
         """Go on in a new part; old and new one are never mixed up within a record."""
@@ -485,7 +510,7 @@ class JournalWriter:
         try:
             host.lock(descriptor)
             if os.write(descriptor, start) != len(start):
-                raise OSError(28, "no space left on the disk")
+                raise OSError(errno.ENOSPC, "no space left on the disk")
             # A signal handler may have logged into the old part since the number was taken.
             first = first if self.next_seq == first + 1 else self.next_seq
             self.part, self.descriptor, self.size = part, descriptor, len(start)
@@ -513,6 +538,7 @@ _APPENDING = {
     JournalWriter.append_points.__code__,
     JournalWriter.append_tensors.__code__,
     JournalWriter._append_body.__code__,
+    JournalWriter.append_received.__code__,
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from tachograph.batches import complete_row, join
 from tachograph.journal import (
     CRC,
     DERIVED,
@@ -25,6 +26,7 @@ from tachograph.journal import (
     MAX_FRAME,
     POINTS,
     PREFIX,
+    RECEIVED,
     ROWS,
     SERIES,
     TENSOR_SERIES,
@@ -32,8 +34,9 @@ from tachograph.journal import (
     DerivedRow,
     part_path,
 )
-from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
+from tachograph.records import Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
+from tachograph.wire import decode, decompress
 
 _PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -114,8 +117,9 @@ class _Derived:
 class JournalReader:
     """Reads one writer's journal from its first part on, batch by batch.
 
-    Points of derived writers that it carries come as batches of these writers, before the
-    batch of the writer itself: when a store has that one, it has them too.
+    Points of derived writers that it carries, and batches that were received from other
+    writers, come as batches of these writers, before the batch of the writer itself: when a
+    store has that one, it has them too.
 
     Parameters
     ----------
@@ -153,6 +157,7 @@ class JournalReader:
         self._rows: dict[str, list[Row]] = {}
         self._statistics = TensorRows()
         self._derived: dict[str, _Derived] = {}
+        self._received: dict[str, list[Batch]] = {}
         self._ready: list[Batch] = []
 
     def read(self, max_bytes: int, *, whole: bool = False) -> Batch | None:
@@ -318,6 +323,9 @@ class JournalReader:
             record = json.loads(body)
             derived = self._derived.setdefault(record["writer"], _Derived())
             derived.add(Series.from_facts(record), record["rows"])
+        elif kind == RECEIVED and seq >= self._start:
+            batch = decode(decompress(body, MAX_FRAME * 16), trusted=True)
+            self._received.setdefault(batch.writer, []).append(batch)
         self.next = max(self.next, seq + 1)
 
     def _take_rows(self, table: str, rows: Iterable[Row]) -> None:
@@ -342,27 +350,15 @@ class JournalReader:
             blocks.append(block)
             self.next = max(self.next, after)
         batches = [derived.batch(writer) for writer, derived in self._derived.items()]
+        batches += map(join, self._received.values())
         rows: dict[str, Sequence[Row]] = {**self._rows}
         if len(self._statistics):
             rows["tensors"] = self._statistics
         batches.append(Batch(self.writer, first, self.next, tuple(blocks), rows))
         self._points.clear()
-        self._batch, self._rows, self._derived = [], {}, {}
+        self._batch, self._rows, self._derived, self._received = [], {}, {}, {}
         self._statistics = TensorRows()
         return batches
-
-
-def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
-    """A row as a store wants it: every column, with writer and seq.
-
-    `deleted` is 0 but in `runs`, where NULL means 'not changed': a run that was deleted while it
-    ran stays deleted when it ends.
-    """
-    spec = TABLES[table]
-    done = dict.fromkeys(spec.columns) | row | {"writer": writer, "seq": seq}
-    if spec.key and table != "runs" and done["deleted"] is None:
-        done["deleted"] = 0
-    return done
 
 
 def _claimed_end(buffer: bytes, offset: int) -> int:
@@ -391,7 +387,7 @@ def _is_frame(view: memoryview, offset: int) -> bool:
         return False
     length, kind, _, seq = PREFIX.unpack_from(view, offset)
     end = offset + 4 + length
-    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= TENSORS and seq >= 0):
+    if not (_SMALLEST <= length <= MAX_FRAME and HEADER <= kind <= RECEIVED and seq >= 0):
         return False
     if end + 4 > len(view):
         return False

@@ -411,9 +411,7 @@ class Batch:
             return self
         blocks = tuple(block for old in self.blocks if len(block := old.since(seq)))
         rows = {
-            name: kept
-            for name, table in self.rows.items()
-            if (kept := [row for row in table if row["seq"] >= seq])
+            name: kept for name, table in self.rows.items() if len(kept := _rows_since(table, seq))
         }
         return replace(self, first=min(seq, self.next), blocks=blocks, rows=rows)
 
@@ -421,6 +419,12 @@ class Batch:
     def points(self) -> int:
         """Number of metric points."""
         return sum(len(block) * len(block.series.names) for block in self.blocks)
+
+
+def _rows_since(rows: Sequence[Row], seq: int) -> Sequence[Row]:
+    since = getattr(rows, "since", None)  # packed statistics of tensors stay packed
+    kept: Sequence[Row] = since(seq) if since else [row for row in rows if row["seq"] >= seq]
+    return kept
 
 
 # ---------------------------------------------------------------------------- summaries

@@ -185,6 +185,11 @@ class TensorFrame:
         self.epoch = None if epoch != epoch else epoch
 
     @property
+    def body(self) -> bytes:
+        """What `pack` made."""
+        return self._body
+
+    @property
     def statistics(self) -> memoryview:
         """Per tensor one little-endian float64 for each of `STATISTICS`."""
         return memoryview(self._body)[_HEAD.size : self._end]
@@ -258,12 +263,21 @@ class TensorRows(Sequence[Row]):
             found.setdefault(place(_run_of(part)), TensorRows()).add(part)
         return found
 
+    def extend(self, rows: TensorRows) -> None:
+        """Add the rows of another, which come behind these."""
+        self._parts.extend(rows._parts)
+
     def since(self, seq: int) -> TensorRows:
         """The rows of records from `seq` on."""
+        return self._chosen(lambda part: _seq_of(part) >= seq)
+
+    def until(self, seq: int) -> TensorRows:
+        """The rows of records before `seq`."""
+        return self._chosen(lambda part: _seq_of(part) < seq)
+
+    def _chosen(self, wanted: Callable[[TensorFrame | Row], bool]) -> TensorRows:
         kept = TensorRows()
-        for part in self._parts:
-            if (part.seq if isinstance(part, TensorFrame) else part["seq"]) >= seq:
-                kept.add(part)
+        kept._parts = [part for part in self._parts if wanted(part)]
         return kept
 
     @property
@@ -303,6 +317,10 @@ def _histogram(bins: Sequence[int], counts: Sequence[int]) -> str:
 def _run_of(part: TensorFrame | Row) -> str | None:
     run_id: str | None = part.series.run_id if isinstance(part, TensorFrame) else part["run_id"]
     return run_id
+
+
+def _seq_of(part: TensorFrame | Row) -> int:
+    return int(part.seq if isinstance(part, TensorFrame) else part["seq"])
 
 
 def _fits(body: bytes, end: int, count: int) -> bool:
