@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from tachograph.errors import QueryError
-from tachograph.records import TABLES, Batch
+from tachograph.records import TABLES, Batch, Row
 from tachograph.table import Table
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in", "like"]
@@ -189,4 +189,61 @@ class SupportsCompact(Protocol):
 
     def compact(self, *, grace_seconds: float = 3600.0) -> int:
         """Merge the parts of keyed tables; return how many files were replaced."""
+        ...
+
+
+@runtime_checkable
+class SupportsListing(Protocol):
+    """A store that filters, sorts and counts runs itself, as a server does for its clients."""
+
+    def list_runs(
+        self,
+        where: str | None,
+        sort: Sequence[str],
+        columns: Sequence[str] | None,
+        children: bool,
+        limit: int | None,
+        lost: bool,
+    ) -> Table:
+        """The runs, as `Store.runs` gives them; QueryError for a filter that cannot be."""
+        ...
+
+
+@runtime_checkable
+class SupportsReduction(Protocol):
+    """A store that gives a series reduced to about so many points."""
+
+    def reduced_series(self, where: Sequence[Condition], attempts: str, points: int) -> Table:
+        """Least and greatest point of each stretch of a series, with the columns of a point.
+
+        Parameters
+        ----------
+        where : sequence of Condition
+            They choose one series: run_id, name, context, rank.
+        attempts : 'latest' or 'all'
+        points : int
+            At most this many, from 2.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsDigests(Protocol):
+    """A store that works out the digest of a table itself, without sending it."""
+
+    def digest(self, table: str, where: Sequence[Condition], without: Sequence[str]) -> str:
+        """What `digests.digest_table` gives."""
+        ...
+
+
+@runtime_checkable
+class SupportsFollow(Protocol):
+    """A store that tells what is added to a run as it comes."""
+
+    def follow(self, run_id: str, cursor: str | None = None) -> Iterator[tuple[str, str, Row]]:
+        """Yield cursor, kind and row of each new thing, and wait for more, until the run has ended.
+
+        Kinds are 'point' (a row of `metrics`), 'event' (of `events`) and 'status' (of `runs`). An
+        iterator that was started with the cursor of another goes on behind it.
+        """
         ...

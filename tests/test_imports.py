@@ -25,8 +25,8 @@ FOLDERS = {
 
 # First row that fits counts. Names are without 'tachograph.'; '!' takes away from what is before.
 # '{family}' is the part of a file's name before the first '_': sqlite_schema belongs to sqlite.
-GROUND = "errors records tensor_records values table merge host filesystems"
-CORE = "* !callbacks* !backends.* backends.base !cli* !testing*"
+GROUND = "errors records tensor_records values table merge host filesystems batches"
+CORE = "* !callbacks* !backends.* backends.base !cli* !server* !testing*"
 TABLE = {
     "errors": "",
     "records": "errors",
@@ -49,12 +49,13 @@ TABLE = {
     ),
     "testing*": "* !callbacks* !backends.* backends.base !cli*",
     "__main__": "cli",
+    "server*": "* !callbacks* !backends.* backends.base !cli* !testing*",
     "cli*": "* !callbacks* !backends.* backends.base !testing* !recorder !journal",
     "*": CORE,
 }
 
 # A library belongs to one family of files. What several may touch, always inside a function:
-CONVERSIONS = {"table": {"pyarrow", "pandas", "polars"}}
+CONVERSIONS = {"table": {"pyarrow", "pandas", "polars"}, "wire_tables": {"pyarrow"}}
 EVERYWHERE = {"numpy"}
 TEST_LIBRARIES = {"pytest", "hypothesis"}
 

@@ -1,0 +1,1 @@
+"""A server in front of any store: `tachograph serve`. See docs/reference/protocol.md."""

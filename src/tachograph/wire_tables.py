@@ -1,0 +1,147 @@
+"""Queries and tables as they travel between a server and its clients.
+
+docs/reference/protocol.md describes both forms. Knows no HTTP and no store.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tachograph.backends.base import Condition, Query
+from tachograph.errors import QueryError, WireError
+from tachograph.table import Table
+
+JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
+
+# ---------------------------------------------------------------------------- queries
+
+
+def query_to_json(query: Query) -> dict[str, Any]:
+    """A query as JSON can say it; what is as by default is left out."""
+    document: dict[str, Any] = {"table": query.table}
+    if query.where:
+        document["where"] = conditions_to_json(query.where)
+    if query.columns is not None:
+        document["columns"] = list(query.columns)
+    if query.order:
+        document["order"] = list(query.order)
+    if query.limit is not None:
+        document["limit"] = query.limit
+    if query.raw:
+        document["raw"] = True
+    return document
+
+
+def query_from_json(document: Any) -> Query:
+    """Undo `query_to_json`; QueryError where it is no query of a table that there is."""
+    if not isinstance(document, Mapping):
+        raise QueryError("a query is an object with a 'table'")
+    unknown = sorted(set(document) - {"table", "where", "columns", "order", "limit", "raw"})
+    if unknown:
+        raise QueryError(f"a query has no {unknown[0]!r:.40}")
+    limit, raw = document.get("limit"), document.get("raw", False)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise QueryError("'limit' is a whole number from 0")
+    if not isinstance(raw, bool):
+        raise QueryError("'raw' is true or false")
+    columns = document.get("columns")
+    query = Query(
+        _text("table", document.get("table")),
+        conditions_from_json(document.get("where", ())),
+        None if columns is None else _texts("columns", columns),
+        _texts("order", document.get("order", ())),
+        limit,
+        raw,
+    )
+    query.check()
+    return query
+
+
+def conditions_to_json(conditions: Sequence[Condition]) -> list[list[Any]]:
+    """Conditions as lists of column, operator and value."""
+    return [
+        [one.column, one.operator, list(one.value) if one.operator == "in" else one.value]
+        for one in conditions
+    ]
+
+
+def conditions_from_json(document: Any) -> list[Condition]:
+    """Undo `conditions_to_json`; QueryError where it is none."""
+    if not isinstance(document, list | tuple):
+        raise QueryError("'where' is a list of [column, operator, value]")
+    return [_condition(entry) for entry in document]
+
+
+def _condition(entry: Any) -> Condition:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise QueryError(f"a condition is [column, operator, value], not {entry!r:.80}")
+    column, operator, value = entry
+    constants = value if operator == "in" and isinstance(value, list) else [value]
+    if operator == "in" and not isinstance(value, list):
+        raise QueryError("'in' takes a list")
+    if not all(one is None or isinstance(one, str | int | float) for one in constants):
+        raise QueryError(f"{value!r:.80} is nothing to compare a column with")
+    if any(isinstance(one, int) and not -(1 << 63) <= one < 1 << 63 for one in constants):
+        raise QueryError(f"{value!r:.80} does not fit into 64 bits")
+    return Condition(_text("column", column), _text("operator", operator), value)  # type: ignore[arg-type]
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise QueryError(f"{name!r} is text, not {value!r:.40}")
+    return value
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise QueryError(f"{name!r} is a list of texts, not {value!r:.40}")
+    return [_text(name, one) for one in value]
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def table_to_json(table: Table) -> bytes:
+    """``{"rows": n, "columns": {name: [value, ...]}}``; what JSON has no number for is null."""
+    columns = table.to_pydict()
+    try:
+        return _encode({"rows": len(table), "columns": columns})
+    except ValueError:  # a NaN or an infinity
+        finite = {name: [*map(_finite, values)] for name, values in columns.items()}
+        return _encode({"rows": len(table), "columns": finite})
+
+
+def table_from_json(body: bytes) -> Table:
+    """Undo `table_to_json`; WireError where it is none."""
+    try:
+        columns = json.loads(body)["columns"]
+        return Table({name: list(values) for name, values in columns.items()})
+    except (ValueError, KeyError, TypeError, AttributeError, QueryError) as error:
+        raise WireError(f"the answer is no table: {error}"[:200]) from error
+
+
+def table_to_arrow(table: Table) -> bytes:
+    """A stream of Arrow IPC with one record batch; ImportError where pyarrow is missing."""
+    import pyarrow
+
+    arrow = table.to_arrow()
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, arrow.schema) as writer:
+        writer.write_table(arrow)
+    return sink.getvalue()
+
+
+def _encode(document: Any) -> bytes:
+    text = json.dumps(
+        document, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=str
+    )
+    return text.encode(errors="replace")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
