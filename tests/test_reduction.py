@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachograph import point_query
+from tachograph.backends.base import Query
+from tachograph.backends.memory import MemoryBackend
 from tachograph.errors import QueryError
+from tachograph.query import Store
 from tachograph.records import split_special
 from tachograph.reduction import reduce
 from tachograph.table import Table
+from tachograph.testing.builders import START, make_batch, make_block
 
 _NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
@@ -109,3 +116,71 @@ def test_fewer_than_two_points_are_refused() -> None:
     """A series has a first and a last point."""
     with pytest.raises(QueryError, match="2 points or more, not to 1"):
         reduce(series([1.0, 2.0, 3.0]), 1)
+
+
+# ---------------------------------------------------------------------------- of a store
+
+
+class Asked(MemoryBackend):
+    """A store that remembers which tables were read."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, create=True)
+        self.tables: list[str] = []
+
+    def read(self, query: Query) -> Table:
+        """Read rows."""
+        self.tables.append(query.table)
+        return super().read(query)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A run with a long loss that two ranks have, and a short one with a NaN in two contexts."""
+    loss = [math.sin(n / 50) + (n == 1500) * 9 for n in range(3000)]
+    short = {"short": [1.0, math.nan, -0.0]}
+    blocks = [
+        make_block("r", {"loss": loss}),
+        make_block("r", {"loss": [0.0] * 10}, rank=1, seqs=range(3000, 3010)),
+        make_block("r", short, seqs=range(3010, 3013), steps=[2, 1, None]),
+        make_block("r", short, seqs=range(3013, 3016), context='{"phase":"val"}'),
+    ]
+    runs = [{"run_id": "r", "root_id": "r", "status": "finished", "started_at": START, "seq": 0}]
+    backend = Asked(f"memory://{uuid.uuid4()}")
+    backend.write(make_batch("w", 0, 3016, blocks=blocks, runs=runs))
+    with Store(backend) as opened:
+        yield opened
+
+
+def test_series_comes_reduced_where_that_is_asked_for(store: Store) -> None:
+    """The same points as those of the whole series that `reduce` chooses."""
+    whole = store.series("r", "loss")
+    few = store.series("r", "loss", points=50)
+    assert few == reduce(whole, 50)
+    assert len(few) == 50
+    assert 1500 in few["step"]
+    both = store.series("r", "loss", rank="all", points=50)
+    assert both.columns == (*few.columns, "rank")
+
+
+def test_curves_are_the_series_one_by_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read together or each for itself: the same points."""
+    rows = list(store.metrics_of("r"))
+    together = store.curves("r", rows, 60)
+    assert len(together) == len(rows) == 4
+    for (name, context, rank), points in together.items():
+        alone = store.series("r", name, context=context, rank=rank, points=60)
+        assert repr(list(points)) == repr(list(alone))
+    monkeypatch.setattr(point_query, "TOGETHER", 10)
+    for key, points in store.curves("r", rows, 60).items():
+        assert repr(list(points)) == repr(list(together[key]))
+
+
+def test_short_curves_are_read_with_one_question(store: Store) -> None:
+    """A page about a run with many metrics asks a store that is far away few times."""
+    rows = list(store.metrics_of("r"))
+    run = store.resolve("r")
+    assert isinstance(store.backend, Asked)
+    store.backend.tables.clear()
+    store.curves(run, rows, 60)
+    assert store.backend.tables == ["metrics"]

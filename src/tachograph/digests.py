@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tachograph.backends.base import Condition, Query, table_columns
+from tachograph.backends.base import Condition, Query, SupportsDigests, table_columns
 from tachograph.listing import Reader
 from tachograph.records import TABLES
 
@@ -43,7 +43,7 @@ def digest_table(
     Parameters
     ----------
     reader
-        A backend or store.
+        A backend or store; one that works out digests itself is asked for it.
     table : str
         A name in `records.TABLES`, or ``all_metrics``.
     where : sequence of Condition
@@ -51,6 +51,8 @@ def digest_table(
     without : iterable of str
         Columns to leave out.
     """
+    if isinstance(reader, SupportsDigests):
+        return reader.digest(table, where, [*without])
     omitted = _LEFT_OUT.get(table, set()) | set(without)
     columns = [name for name in table_columns(table) if name not in omitted]
     found = reader.read(Query(table, where, columns))

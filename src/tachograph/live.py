@@ -53,7 +53,7 @@ class LiveReader:
     def read(self, query: Query) -> Table:
         """Read rows; QueryError for an unknown table, column or operator."""
         query.check()
-        if query.raw or query.table == "cursors" or not self._pending():
+        if query.raw or query.table == "cursors" or not self.has_tail():
             return self.backend.read(query)
         for _ in range(_TRIES):
             cursors = self._cursors()
@@ -65,20 +65,24 @@ class LiveReader:
     def changes(self, table: str, run_ids: Sequence[str]) -> list[Row]:
         """Every change of a keyed table to these runs, raw, from the store and the tails."""
         rows = list(self.backend.read(Query(table, [_any_of(run_ids)], raw=True)))
-        if self._pending():
+        if self.has_tail():
             tail = _Tail(self._batches, self._cursors())
             rows += [row for row in tail.rows(table) if row["run_id"] in set(run_ids)]
         return rows
 
-    # ------------------------------------------------------------------ inside
+    def has_tail(self) -> bool:
+        """Whether reachable journals hold what the store does not have yet.
 
-    def _pending(self) -> bool:
+        Where they do not, the store may answer by itself what it can.
+        """
         if self._tails is None:
             return False
         if time.monotonic() - self._read_at > KEEP_SECONDS:
             self._batches = list(self._tails(Cursors(self.backend)))
             self._read_at = time.monotonic()
         return bool(self._batches)
+
+    # ------------------------------------------------------------------ inside
 
     def _cursors(self) -> dict[str, int]:
         writers = sorted({batch.writer for batch in self._batches})

@@ -18,7 +18,13 @@ _SHORTEST_END = 4  # characters; fewer would fit runs by accident
 _SHOWN = 10
 
 
-def resolve_run(reader: Reader, text: str) -> str:
+class RunId(str):
+    """The id of a run that was found; it is not looked up again."""
+
+    __slots__ = ()
+
+
+def resolve_run(reader: Reader, text: str) -> RunId:
     """The id of the run meant: its id, ``latest`` or ``@n``, an id's beginning or end, a name.
 
     Raises
@@ -26,14 +32,16 @@ def resolve_run(reader: Reader, text: str) -> str:
     RunNotFound
         None fits, or several do; the message lists them.
     """
-    if _find(reader, [Condition("run_id", "=", text)], 1):
+    if isinstance(text, RunId):
         return text
+    if _find(reader, [Condition("run_id", "=", text)], 1):
+        return RunId(text)
     ordinal = re.fullmatch(r"@([1-9]\d*)", "@1" if text == "latest" else text)
     if ordinal:
         return _latest(reader, int(ordinal[1]))
     for found in (_beginning(reader, text), _end(reader, text), _named(reader, text)):
         if len(found) == 1:
-            return str(found[0]["run_id"])
+            return RunId(found[0]["run_id"])
         if found:
             raise RunNotFound(f"{text!r} fits several runs:\n{_listed(found)}")
     raise RunNotFound(f"there is no run {text!r}{_hint(reader, text)}")
@@ -44,11 +52,11 @@ def _find(reader: Reader, where: Sequence[Condition], limit: int | None) -> list
     return list(reader.read(Query("runs", where, columns, ["-started_at"], limit)))
 
 
-def _latest(reader: Reader, ordinal: int) -> str:
+def _latest(reader: Reader, ordinal: int) -> RunId:
     found = _find(reader, [Condition("parent_id", "=", None)], ordinal)
     if len(found) < ordinal:
         raise RunNotFound(f"there is no run @{ordinal}; the store has {len(found)}")
-    return str(found[ordinal - 1]["run_id"])
+    return RunId(found[ordinal - 1]["run_id"])
 
 
 def _beginning(reader: Reader, text: str) -> list[Row]:

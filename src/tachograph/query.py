@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-from tachograph import listing, tensor_query
+from tachograph import listing, point_query, tensor_query
 from tachograph.backends.base import (
     Backend,
     Condition,
@@ -21,20 +21,18 @@ from tachograph.backends.base import (
     Query,
     SupportsArtifacts,
     SupportsGC,
+    SupportsListing,
     SupportsSQL,
 )
 from tachograph.digests import digest_table
 from tachograph.edits import Editor
-from tachograph.errors import QueryError, StoreError
-from tachograph.facts import choose_context, nearest
+from tachograph.errors import QueryError, RunNotFound, StoreError
 from tachograph.listing import IsAlive, Listing
 from tachograph.live import LiveReader, Tails
-from tachograph.lookup import resolve_run
+from tachograph.lookup import RunId, resolve_run
 from tachograph.records import TABLES, Row, join_special
 from tachograph.runrecord import RunRecord
 from tachograph.table import Table
-
-POINT_COLUMNS = ("step", "epoch", "time", "value")
 
 
 def open_store(url: str | None = None, *, config: Any = None, create: bool = False) -> Store:
@@ -156,10 +154,13 @@ class Store:
         >>> store.runs("metrics.val_loss < 0.1 and params.lr > 1e-4",
         ...            columns=["name", "metrics.val_loss.min", "params.lr"])  # doctest: +SKIP
         """
+        backend = self.backend
+        if isinstance(backend, SupportsListing) and not self._reader.has_tail():
+            return backend.list_runs(where, _texts(sort), columns, children, limit, lost)
         request = Listing(where, sort, columns, children, limit, lost)
         return listing.list_runs(self._reader, request, self._is_alive)
 
-    def resolve(self, run: str) -> str:
+    def resolve(self, run: str) -> RunId:
         """The id of a run; RunNotFound, listing candidates, where none or several fit."""
         return resolve_run(self._reader, run)
 
@@ -173,7 +174,10 @@ class Store:
 
     def row(self, run: str) -> Row:
         """The columns of a run, with the status it is shown with."""
-        found = self.read(Query("runs", [Condition("run_id", "=", self.resolve(run))]))
+        run_id = self.resolve(run)
+        found = self.read(Query("runs", [Condition("run_id", "=", run_id)]))
+        if not len(found):
+            raise RunNotFound(f"there is no run {run_id} any more")
         return next(iter(listing.show_lost(self._reader, found, self._is_alive)))
 
     def children(self, run: str) -> Table:
@@ -203,6 +207,7 @@ class Store:
         context: Mapping[str, Any] | str | None = None,
         rank: int | Literal["all"] | None = None,
         attempts: Literal["latest", "all"] = "latest",
+        points: int | None = None,
     ) -> Table:
         """The points of a metric, by step, then in the order they were recorded.
 
@@ -218,6 +223,10 @@ class Store:
         attempts : 'latest' or 'all'
             Of a resumed run, what the latest attempt did not replace, or everything, with a
             column.
+        points : int, optional
+            At most so many, from 2, chosen so that a drawing of them looks like one of all: the
+            first, the last, and of each stretch the least, the greatest and what is no finite
+            number; see `tachograph.reduction`. By default all.
 
         Returns
         -------
@@ -229,44 +238,32 @@ class Store:
         QueryError
             The run has no such metric, or it is in several contexts; the message lists them.
         """
-        run_id = self.resolve(run)
-        where = self._series_conditions(run_id, name, context, rank)
-        extra = ("rank",) * (rank == "all") + ("attempt",) * (attempts == "all")
-        columns = [*POINT_COLUMNS, "special", *extra]
-        table = "all_metrics" if attempts == "all" else "metrics"
-        points = self.read(Query(table, where, columns)).to_pydict()
-        special = points.pop("special")
-        if any(special):
-            points["value"] = [*map(join_special, points["value"], special)]
-        return _by_step(Table(points))
+        where = point_query.find_series(self._reader, self.resolve(run), name, context, rank)
+        return point_query.read_points(self._reader, where, attempts, points)
 
-    def _series_conditions(
-        self,
-        run_id: str,
-        name: str,
-        context: Mapping[str, Any] | str | None,
-        rank: int | str | None,
-    ) -> list[Condition]:
-        found = self.read(
-            Query("summaries", [Condition("run_id", "=", run_id)], ["name", "context", "rank"])
-        )
-        named = [row for row in found if row["name"] == name]
-        if not named:
-            hint = nearest(name, set(found["name"])) or f"; it has {_listed(found['name'])}"
-            raise QueryError(f"run {run_id} has no metric {name!r}{hint}")
-        wanted = json.loads(context) if isinstance(context, str) else context
-        contexts = {row["context"] for row in named}
-        chosen = choose_context(name, contexts, wanted)
-        if chosen is None:
-            raise QueryError(
-                f"metric {name!r} has no context {context}; it has {_listed(contexts)}"
-            )
-        where = [Condition("run_id", "=", run_id), Condition("name", "=", name)]
-        where.append(Condition("context", "=", chosen))
-        if rank != "all":
-            lowest = min(row["rank"] for row in named if row["context"] == chosen)
-            where.append(Condition("rank", "=", lowest if rank is None else rank))
-        return where
+    def curves(
+        self, run: str, series: Iterable[Mapping[str, Any]], points: int
+    ) -> dict[tuple[str, str, int], Table]:
+        """Several series of a run as they look when they are drawn, in few questions to the store.
+
+        Parameters
+        ----------
+        run : str
+            Which run.
+        series : iterable of mapping
+            Rows of `metrics_of`.
+        points : int
+            At most so many of each, as in `series`.
+
+        Returns
+        -------
+        dict
+            Name, context and rank to the columns of `series`.
+        """
+        counts: Counter[tuple[str, str, int]] = Counter()
+        for row in series:
+            counts[row["name"], row["context"], row["rank"]] += row["count"]
+        return point_query.read_curves(self._reader, self.resolve(run), counts, points)
 
     # ------------------------------------------------------------------ tensors
 
@@ -411,9 +408,12 @@ class Store:
             raise QueryError(f"{self.url} answers no SQL")
         return self.backend.sql(text, parameters)
 
-    def digest(self, table: str) -> str:
-        """A digest of the rows of a table, whatever their order; see `digests`."""
-        return digest_table(self._reader, table)
+    def digest(
+        self, table: str, where: Sequence[Condition] = (), without: Sequence[str] = ()
+    ) -> str:
+        """A digest of the rows of a table, whatever their order; see `digests.digest_table`."""
+        reader = self._reader if self._reader.has_tail() else self.backend
+        return digest_table(reader, table, where, without=without)
 
     # ------------------------------------------------------------------ edits
 
@@ -455,16 +455,3 @@ def _public(table: str) -> tuple[str, ...]:
 
 def _texts(wanted: str | Sequence[str] | None) -> Sequence[str]:
     return (wanted,) if isinstance(wanted, str) else wanted or ()
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(set(names))) or "none"
-
-
-def _by_step(points: Table) -> Table:
-    """Sort by step; points without one come last, and equal ones keep their order."""
-    steps = points["step"]
-    if None not in steps and all(map(operator.le, steps, steps[1:])):
-        return points
-    order = sorted(range(len(points)), key=lambda i: (steps[i] is None, steps[i] or 0))
-    return points.take(order)
