@@ -18,6 +18,8 @@ from tachograph.server.app import make_app
 from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `import faulty`
+
 
 @pytest.fixture
 def server_settings(tmp_path: Path) -> ServerSettings:
