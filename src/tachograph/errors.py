@@ -11,6 +11,7 @@
     │   ├── Busy            a server takes nothing now; says when to ask again
     │   └── AccessDenied    a server does not know the token, or it may not do this
     ├── WireError           bytes that are no batch of the protocol (ValueError)
+    │   └── TooLarge        more bytes than are taken at once
     ├── QueryError          a filter, column or run that does not exist (ValueError)
     │   └── RunNotFound     no run with that id (KeyError)
     └── RecordError         a value that cannot be recorded (TypeError)
@@ -77,6 +78,10 @@ class AccessDenied(StoreError, PermissionError):
 
 class WireError(TachographError, ValueError):
     """Bytes that are no batch of the protocol; the message says what is wrong and where."""
+
+
+class TooLarge(WireError):
+    """A body, or what it unpacks to, has more bytes than are taken at once."""
 
 
 class QueryError(TachographError, ValueError):

@@ -37,7 +37,7 @@ from itertools import accumulate
 from typing import Any
 
 from tachograph.batches import complete_row
-from tachograph.errors import RecordError, WireError
+from tachograph.errors import RecordError, TooLarge, WireError
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
 
@@ -61,14 +61,22 @@ def compress(payload: bytes) -> bytes:
 
 
 def decompress(body: bytes, limit: int) -> bytes:
-    """Undo `compress`; WireError where it is not whole, or has more than `limit` bytes."""
-    inflater = zlib.decompressobj()
+    """Undo `compress`, or gzip.
+
+    Raises
+    ------
+    TooLarge
+        It has more than `limit` bytes.
+    WireError
+        It is damaged, or not whole.
+    """
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, by what it begins with
     try:
-        payload = inflater.decompress(body, limit)
+        payload = inflater.decompress(body, limit + 1)
     except zlib.error as error:
-        raise WireError(f"the body is not compressed with zlib: {error}") from error
-    if inflater.unconsumed_tail:
-        raise WireError(f"the body has more than {limit} bytes when it is decompressed")
+        raise WireError(f"the body is not compressed with zlib or gzip: {error}") from error
+    if len(payload) > limit:
+        raise TooLarge(f"the body has more than {limit} bytes when it is decompressed")
     if not inflater.eof or inflater.unused_data:
         raise WireError("the compressed body is cut short, or something follows it")
     return payload

@@ -1,37 +1,74 @@
 """Who asks, and whether they may: the gate in front of every route.
 
-Knows tokens and no store.
+Knows tokens and no store. `grant_of` is asked for each request but that for ``/healthz``, before a
+route is looked for (`envelope.py`); a route then says which right it needs.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.datastructures import Headers
 
 from tachograph.server.answers import Refusal
-from tachograph.server.tokens import Grant
+from tachograph.server.tokens import Grant, Tokens
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="tachograph", Basic realm="tachograph"'}
 
 
-def _grant(request: Request) -> Grant:
-    grant: Grant | None = request.app.state.server.authenticate(request.headers)
+def grant_of(headers: Headers, tokens: Tokens) -> Grant:
+    """The grant of the token that a request carries; Refusal (401) where there is none."""
+    secret = _secret(headers.get("authorization", ""))
+    if not secret:
+        raise Refusal(
+            401, "unauthorized", "a token is needed: Authorization: Bearer <token>", _CHALLENGE
+        )
+    grant = tokens.find(secret)
     if grant is None:
         raise Refusal(
             401,
             "unauthorized",
-            "a token is needed: Authorization: Bearer <token>",
-            {"WWW-Authenticate": 'Bearer realm="tachograph", Basic realm="tachograph"'},
+            "this token is unknown, revoked or expired; ask whoever runs the server for another",
+            _CHALLENGE,
         )
     return grant
 
 
-def needs(right: str) -> Callable[..., Grant]:
-    """A dependency that answers 401 or 403 unless the request's token has a right."""
+def _secret(authorization: str) -> str:
+    scheme, _, rest = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
 
-    def check(grant: Annotated[Grant, Depends(_grant)]) -> Grant:
+
+def needs(right: str, *, all_projects: bool = False) -> Callable[..., Grant]:
+    """A dependency that gives the grant of a request, or refuses it with 403.
+
+    Parameters
+    ----------
+    right : str
+        Of `tokens.RIGHTS`.
+    all_projects : bool, default False
+        The token must be one for all projects.
+    """
+
+    def check(request: Request) -> Grant:
+        grant: Grant = request.state.grant
         if not grant.may(right):
             raise Refusal(403, "forbidden", f"the token {grant.name!r} has no right to {right}")
+        if all_projects and not grant.covers_all:
+            raise Refusal(
+                403, "forbidden", f"the token {grant.name!r} is for some projects; this needs all"
+            )
         return grant
 
     return check
@@ -40,3 +77,4 @@ def needs(right: str) -> Callable[..., Grant]:
 Reader: Any = Annotated[Grant, Depends(needs("read"))]
 Writer: Any = Annotated[Grant, Depends(needs("write"))]
 Admin: Any = Annotated[Grant, Depends(needs("admin"))]
+Overseer: Any = Annotated[Grant, Depends(needs("read", all_projects=True))]

@@ -6,10 +6,13 @@ Knows the tree of errors; knows no route.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from tachograph.errors import (
     AccessDenied,
@@ -21,6 +24,7 @@ from tachograph.errors import (
     StoreError,
     StoreNotFound,
     TachographError,
+    TooLarge,
     WireError,
 )
 
@@ -33,9 +37,11 @@ STATUSES: tuple[tuple[type[TachographError], int, str], ...] = (
     (StoreError, 503, "store"),
     (RunNotFound, 404, "not_found"),
     (QueryError, 400, "query"),
+    (TooLarge, 413, "too_large"),
     (WireError, 400, "malformed"),
     (RecordError, 400, "malformed"),
 )
+_CODES = {404: "not_found", 405: "method", 413: "too_large"}
 
 
 class Refusal(Exception):
@@ -53,7 +59,7 @@ class Refusal(Exception):
     """
 
     def __init__(
-        self, status: int, code: str, message: str, headers: dict[str, str] | None = None
+        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
@@ -61,30 +67,52 @@ class Refusal(Exception):
 
 
 def error_answer(
-    status: int, code: str, message: str, headers: dict[str, str] | None = None, **more: Any
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> JSONResponse:
     """``{"error": {"code", "message", ...}}``."""
-    error = {"code": code, "message": message} | more
-    return JSONResponse({"error": error}, status, headers)
+    return JSONResponse({"error": {"code": code, "message": message} | more}, status, headers)
 
 
-def answer_refusal(request: Request, error: Exception) -> JSONResponse:
-    """What to answer to a `Refusal`."""
-    assert isinstance(error, Refusal)
-    return error_answer(error.status, error.code, error.message, error.headers)
-
-
-def answer_known(request: Request, error: Exception) -> JSONResponse:
-    """What to answer to an error of ours."""
-    status, code = next(
-        ((status, code) for kind, status, code in STATUSES if isinstance(error, kind)),
-        (500, "internal"),
+def answer(error: Refusal | TachographError) -> JSONResponse | None:
+    """What to answer to an error; None where no client should see it."""
+    if isinstance(error, Refusal):
+        return error_answer(error.status, error.code, error.message, error.headers)
+    found = next(
+        ((status, code) for kind, status, code in STATUSES if isinstance(error, kind)), None
     )
+    if found is None:
+        return None
     headers, more = {}, {}
     if isinstance(error, Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
-    elif status == 503:
+    elif found[0] == 503:
         headers["Retry-After"] = "5"
     if isinstance(error, Gap):
         more["expected"] = error.expected
-    return error_answer(status, code, str(error), headers, **more)
+    return error_answer(*found, str(error), headers, **more)
+
+
+def internal(request_id: str) -> JSONResponse:
+    """What to answer when the server has a fault; what it was is in the log alone."""
+    message = f"the server has failed; its log says more under {request_id}"
+    return error_answer(500, "internal", message, id=request_id)
+
+
+async def answer_http(request: Request, error: Exception) -> JSONResponse:
+    """What to answer where a route or method does not exist."""
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "malformed")
+    return error_answer(error.status_code, code, str(error.detail), error.headers)
+
+
+async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    """What to answer to a parameter that is missing, or not of its type."""
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(
+        f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
+    )
+    return error_answer(400, "malformed", said)

@@ -5,32 +5,54 @@ Knows the parts by their names; each route stands in a file of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 
 from tachograph import __version__
-from tachograph.errors import TachographError
-from tachograph.server.answers import Refusal, answer_known, answer_refusal
+from tachograph.server import monitoring
+from tachograph.server.answers import answer_http, answer_invalid
+from tachograph.server.envelope import Envelope
+from tachograph.server.limits import Intake
+from tachograph.server.monitoring import Metrics
 from tachograph.server.settings import ServerSettings
-from tachograph.server.tokens import Grant
+from tachograph.server.tokens import Tokens
 
 
 @dataclass(slots=True)
 class Server:
-    """What the routes share; `request.app.state.server`."""
+    """What the routes share; `request.app.state.server`.
+
+    Attributes
+    ----------
+    settings : ServerSettings
+    tokens : Tokens
+    intake : Intake
+        What requests hold, and what tokens have used.
+    metrics : Metrics
+    stopping : bool
+        The server ends: whoever follows a run is sent away.
+    """
 
     settings: ServerSettings
+    tokens: Tokens
+    intake: Intake
+    metrics: Metrics
+    stopping: bool = False
 
-    def authenticate(self, headers: Mapping[str, str]) -> Grant | None:
-        """The grant of the token in a request's headers; None where there is none."""
-        return Grant("everyone", frozenset({"admin"}))  # replaced with the tokens' file
+    @classmethod
+    def open(cls, settings: ServerSettings) -> Server:
+        """Open everything; ConfigError or StoreError where that cannot be."""
+        return cls(settings, Tokens(settings.folder), Intake(settings.limits), Metrics())
 
     def close(self) -> None:
         """Bring what was received into the stores, and let go of everything."""
+        self.tokens.note_used()
 
 
 def make_app(settings: ServerSettings) -> FastAPI:
@@ -38,19 +60,24 @@ def make_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.server = Server(settings)
+        app.state.server = Server.open(settings)
         try:
             yield
         finally:
             app.state.server.close()
 
-    app = FastAPI(title="Tachograph", version=__version__, lifespan=lifespan, docs_url=None)
-    app.add_exception_handler(Refusal, answer_refusal)
-    app.add_exception_handler(TachographError, answer_known)
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        """Whether the server runs; the only answer without a token."""
-        return {"status": "ok"}
-
+    app = FastAPI(
+        title="Tachograph",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (monitoring.router,):
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
+    app.add_middleware(Envelope)  # added last: the outermost
     return app

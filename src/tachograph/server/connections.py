@@ -1,0 +1,74 @@
+"""A connection that is closed when its client dawdles: what uvicorn leaves open for ever.
+
+uvicorn bounds the head of a request and the idle time between two; not the time that a head takes
+to come, or an answer to be taken. Without that, a few thousand connections that never say anything
+would be all that a server takes. Bodies have their own deadline (`limits.read_body`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 15.0
+"""Within which the head of a request must have come, from the connection or the last answer on."""
+
+STALL_SECONDS = 60.0
+"""After which an answer that its client does not take is given up."""
+
+SPARE = 64
+"""Connections beyond `limit_concurrency`, which uvicorn answers with 503 before they are closed."""
+
+
+class Connection(H11Protocol):
+    """One connection of a client."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for a request, unless there are too many who do."""
+        super().connection_made(transport)
+        most = self.limit_concurrency
+        if most is not None and len(self.connections) > most + SPARE:
+            transport.abort()
+        else:
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End all waiting."""
+        self._cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request, and for the rest of this answer to be taken."""
+        self._wait_for_head()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take what it was sent."""
+        super().pause_writing()
+        self._stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client takes it."""
+        super().resume_writing()
+        if self._stall_timer:
+            self._stall_timer.cancel()
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_unless_busy)
+
+    def _close_unless_busy(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            # Not close(), which waits until the client has taken what is still to be sent.
+            self.transport.abort()
+
+    def _cancel(self) -> None:
+        for timer in (self._head_timer, self._stall_timer):
+            if timer:
+                timer.cancel()

@@ -1,0 +1,161 @@
+"""What requests and tokens may take: the bodies of requests are read here, and nowhere else.
+
+Knows HTTP and no store. A body is counted while it comes, whatever its headers say, and given back
+when its request ends (`app.Envelope` calls `Intake.release`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from threading import Lock
+from typing import Any
+
+import limits as rates
+from fastapi import Request
+
+from tachograph.errors import Busy
+from tachograph.server.answers import Refusal
+from tachograph.server.settings import Limits
+from tachograph.server.tokens import Grant
+from tachograph.wire import decompress
+
+_WAIT = 2.0  # seconds for other bodies to be done with
+_MINUTE = 60
+
+
+class Intake:
+    """What all requests of a server hold together, and what each token has used.
+
+    Parameters
+    ----------
+    limits : Limits
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.bytes = 0  # of bodies, in flight now
+        self._freed = asyncio.Event()
+        self._unpacking = asyncio.Semaphore(2)
+        self._shares = _Shares(limits)
+
+    async def reserve(self, state: dict[str, Any], size: int) -> None:
+        """Count bytes as held by a request; Busy where others hold too many for a while."""
+
+        def fits() -> bool:
+            alone = self.bytes == state.get("held", 0)
+            return alone or self.bytes + size <= self.limits.in_flight_bytes
+
+        try:
+            async with asyncio.timeout(_WAIT):
+                while not fits():
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            raise Busy("the server has too many requests in hand", 1.0) from None
+        self.bytes += size
+        state["held"] = state.get("held", 0) + size
+
+    def release(self, state: dict[str, Any]) -> None:
+        """Give back all that a request holds."""
+        self.bytes -= state.pop("held", 0)
+        self._freed.set()
+
+    def charge(self, grant: Grant, *, bytes: int = 0, points: int = 0) -> None:
+        """Take a token's share of a minute; Refusal (429) where it is used up."""
+        self._shares.charge(grant, {"bytes": bytes, "points": points})
+
+    async def unpack(self, body: bytes, encoding: str) -> bytes:
+        """Decompress a body, of any number of them two at a time and never in the loop."""
+        async with self._unpacking:
+            return await asyncio.to_thread(decompress, body, self.limits.batch_bytes)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a request, decompressed.
+
+    Raises
+    ------
+    Refusal
+        It has too many bytes (413), takes too long (408), or is encoded in an unknown way (415).
+    WireError
+        It is not what its Content-Encoding says.
+    Busy
+        Other requests hold too much memory.
+    """
+    intake: Intake = request.app.state.server.intake
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "deflate", "gzip"):
+        raise Refusal(
+            415,
+            "media_type",
+            f"Content-Encoding {encoding!r:.40} is not taken; send deflate, gzip or none",
+        )
+    try:
+        async with asyncio.timeout(intake.limits.request_seconds):
+            body = await _receive(request, intake)
+    except TimeoutError:
+        raise Refusal(
+            408, "slow", f"the body did not come within {intake.limits.request_seconds:g} s"
+        ) from None
+    if encoding == "identity":
+        return body
+    payload = await intake.unpack(body, encoding)
+    intake.release(request.scope["state"])
+    await intake.reserve(request.scope["state"], len(payload))
+    return payload
+
+
+async def _receive(request: Request, intake: Intake) -> bytes:
+    limit, state = intake.limits.body_bytes, request.scope["state"]
+    too_large = Refusal(413, "too_large", f"a request has at most {limit} bytes; send less at once")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise too_large
+        await intake.reserve(state, len(piece))
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+class _Shares:
+    """Bytes and points that each token has sent, over a sliding minute."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = {
+            kind: rates.RateLimitItemPerMinute(most * _MINUTE, namespace=kind)
+            for kind, most in (("bytes", limits.token_bytes), ("points", limits.token_points))
+            if most is not None
+        }
+        self._window = rates.strategies.SlidingWindowCounterRateLimiter(
+            rates.storage.MemoryStorage()
+        )
+        self._lock = Lock()
+
+    def charge(self, grant: Grant, costs: dict[str, int]) -> None:
+        with self._lock:
+            for kind, item in self._limits.items():
+                cost = costs[kind]
+                if cost > item.amount:
+                    raise Refusal(
+                        413,
+                        "too_large",
+                        f"the token {grant.name!r} may send {item.amount} {kind} a minute, and"
+                        f" this request alone has {cost}; send less at once",
+                    )
+                if not self._window.test(item, grant.id, cost=cost):
+                    window = self._window.get_window_stats(item, grant.id)
+                    wait = max(1, math.ceil(window.reset_time - time.time()))
+                    raise Refusal(
+                        429,
+                        "limit",
+                        f"the token {grant.name!r} has sent its {item.amount} {kind} a minute",
+                        {"Retry-After": str(wait)},
+                    )
+            for kind, item in self._limits.items():
+                self._window.hit(item, grant.id, cost=costs[kind])
