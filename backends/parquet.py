@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Garbage, Query
-from tachograph.backends.content import ContentFolder, KeepsContent
+from tachograph.backends.content import KeepsContent
 from tachograph.backends.parquet_files import Folder, store_errors
 from tachograph.backends.parquet_read import Reader
 from tachograph.backends.parquet_upkeep import Upkeep
 from tachograph.backends.parquet_views import run_sql, views_sql
 from tachograph.backends.parquet_write import BatchWriter
+from tachograph.content import ContentFolder
 from tachograph.records import Batch
 from tachograph.table import Table
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tachograph.backends.base import Garbage, Query
-from tachograph.backends.content import ContentFolder
 from tachograph.backends.parquet_files import SCHEMAS, Folder
 from tachograph.backends.parquet_merge import deciding_rows
 from tachograph.backends.parquet_read import Reader
 from tachograph.backends.parquet_scan import codes, keep_rows, scan, sort_table
+from tachograph.content import ContentFolder
 from tachograph.records import TABLES, TableSpec, now_us
 
 GRACE_SECONDS = 3600.0

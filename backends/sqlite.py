@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import time
@@ -10,11 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tachograph.backends.base import Backend, Condition, Garbage, Query, table_columns
-from tachograph.backends.content import ContentFolder, KeepsContent
+from tachograph.backends.base import (
+    Backend,
+    Bounds,
+    Condition,
+    Garbage,
+    Query,
+    table_columns,
+)
+from tachograph.backends.content import KeepsContent
 from tachograph.backends.sqlite_file import connect, identity, open_store
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
 from tachograph.backends.sqlite_write import BatchWriter
+from tachograph.content import ContentFolder
 from tachograph.errors import QueryError, StoreError
 from tachograph.records import Batch
 from tachograph.table import Table
@@ -129,7 +138,9 @@ class SQLiteBackend(KeepsContent):
         with self._errors():
             return _fetch(self._connection.execute(text, values), columns)
 
-    def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
+    def sql(
+        self, text: str, parameters: Sequence[Any] = (), *, bounds: Bounds | None = None
+    ) -> Table:
         """Run one SELECT over the tables; QueryError for a mistake in it, or where it writes."""
         if self._reader is None:
             with self._errors():
@@ -138,15 +149,25 @@ class SQLiteBackend(KeepsContent):
                 # They are made when first used, which the authorizer would take for a change.
                 self._reader.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
                 self._reader.set_authorizer(_allow_reading)
+        if bounds:
+            self._reader.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, bounds.bytes)
         try:
             cursor = self._reader.execute(text, parameters)
             if cursor.description is None:
                 raise QueryError("that is not a SELECT: sql reads, and never writes")
-            return _fetch(cursor, _distinct([column[0] for column in cursor.description]))
+            columns = _distinct([column[0] for column in cursor.description])
+            return _fetch_within(cursor, columns, bounds) if bounds else _fetch(cursor, columns)
         except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError) as error:
             denied = "not authorized" in str(error)
             hint = ": only a SELECT over the store's tables is" if denied else ""
             raise QueryError(f"{error}{hint}") from error
+
+    def interrupt(self) -> None:
+        """Make `read` or `sql` fail that runs in another thread; without one, do nothing."""
+        for connection in (self._reader, self._connection):
+            if connection is not None:
+                with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
+                    connection.interrupt()
 
     # ------------------------------------------------------------------------ garbage
 
@@ -233,6 +254,17 @@ def _fetch(cursor: sqlite3.Cursor, columns: Sequence[str]) -> Table:
         for extend, column in zip(extends, zip(*rows, strict=True), strict=True):
             extend(column)
     return Table(dict(zip(columns, values, strict=True)))
+
+
+def _fetch_within(cursor: sqlite3.Cursor, columns: Sequence[str], bounds: Bounds) -> Table:
+    """As `_fetch`, row by row, because few rows may be more than the memory holds."""
+    rows, room = [], bounds.bytes
+    for row in itertools.islice(cursor, bounds.rows):
+        room -= sum(len(value) for value in row if isinstance(value, str | bytes))
+        if room < 0:
+            raise QueryError(f"the answer has more than {bounds.bytes} bytes of text")
+        rows.append(row)
+    return Table(dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns))))
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:

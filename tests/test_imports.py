@@ -25,7 +25,7 @@ FOLDERS = {
 
 # First row that fits counts. Names are without 'tachograph.'; '!' takes away from what is before.
 # '{family}' is the part of a file's name before the first '_': sqlite_schema belongs to sqlite.
-GROUND = "errors records tensor_records values table merge host filesystems batches"
+GROUND = "errors records tensor_records values table merge host filesystems batches content"
 CORE = "* !callbacks* !backends.* backends.base !cli* !server* !testing*"
 TABLE = {
     "errors": "",
