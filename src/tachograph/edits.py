@@ -45,6 +45,7 @@ class Editor:
         }
         self._reader.backend.write(Batch(self._writer, self._next, self._next + 1, rows=complete))
         self._next += 1
+        self._reader.forget()
 
     def tag(self, run_id: str, tags: Mapping[str, str | None]) -> None:
         """Set tags of a run; None takes one away."""

@@ -47,7 +47,7 @@ class LiveReader:
     def __init__(self, backend: Backend, tails: Tails | None = None) -> None:
         self.backend = backend
         self._tails = tails
-        self._batches: list[Batch] = []
+        self._tail = _Tail([], {})
         self._read_at = float("-inf")
 
     def read(self, query: Query) -> Table:
@@ -56,18 +56,16 @@ class LiveReader:
         if query.raw or query.table == "cursors" or not self.has_tail():
             return self.backend.read(query)
         for _ in range(_TRIES):
-            cursors = self._cursors()
-            table = self._merged(query, _Tail(self._batches, cursors))
-            if self._cursors() == cursors:  # else a drain came between; the parts do not fit
+            merged = self._merged(query, self._tail)
+            if merged is None or not self._has_moved():
                 break
-        return table
+        return self.backend.read(query) if merged is None else merged
 
     def changes(self, table: str, run_ids: Sequence[str]) -> list[Row]:
         """Every change of a keyed table to these runs, raw, from the store and the tails."""
         rows = list(self.backend.read(Query(table, [_any_of(run_ids)], raw=True)))
         if self.has_tail():
-            tail = _Tail(self._batches, self._cursors())
-            rows += [row for row in tail.rows(table) if row["run_id"] in set(run_ids)]
+            rows += [row for row in self._tail.rows(table) if row["run_id"] in set(run_ids)]
         return rows
 
     def has_tail(self) -> bool:
@@ -78,37 +76,46 @@ class LiveReader:
         if self._tails is None:
             return False
         if time.monotonic() - self._read_at > KEEP_SECONDS:
-            self._batches = list(self._tails(Cursors(self.backend)))
+            cursors = Cursors(self.backend)
+            batches = list(self._tails(cursors))
+            self._tail = _Tail(batches, cursors.of({batch.writer for batch in batches}))
             self._read_at = time.monotonic()
-        return bool(self._batches)
+        return bool(self._tail.batches)
+
+    def forget(self) -> None:
+        """Read tails anew with the next question, because the store was changed."""
+        self._read_at = float("-inf")
 
     # ------------------------------------------------------------------ inside
 
-    def _cursors(self) -> dict[str, int]:
-        writers = sorted({batch.writer for batch in self._batches})
-        known = self.backend.read(Query("cursors", [Condition("writer", "in", writers)]))
-        return dict(zip(known["writer"], known["next"], strict=True))
+    def _has_moved(self) -> bool:
+        """Whether a drain came since the tail was cut, so that it does not fit what was read."""
+        tail = _Tail(self._tail.batches, Cursors(self.backend).of(self._tail.cursors))
+        has_moved = tail.cursors != self._tail.cursors
+        if has_moved:
+            self._tail = tail
+        return has_moved
 
-    def _merged(self, query: Query, tail: _Tail) -> Table:
+    def _merged(self, query: Query, tail: _Tail) -> Table | None:
+        """The answer with the tail merged in; None where the tail has nothing to say to it."""
         if query.table in ("metrics", "all_metrics", "tensors", "events"):
             return self._grown(query, tail)
         return self._keyed(query, tail)
 
-    def _grown(self, query: Query, tail: _Tail) -> Table:
+    def _grown(self, query: Query, tail: _Tail) -> Table | None:
         name = "metrics" if query.table == "all_metrics" else query.table
         fitting = tail.rows(name, query)
         added = [row for row in fitting if all(matches(row, test) for test in query.where)]
-        run_ids = tail.run_ids()
-        gone = self._gone(run_ids, tail)
+        gone = self._gone(tail)
         begun = query.table == "metrics" and bool(tail.rows("attempts"))
         if not added and not gone and not begun:
-            return self.backend.read(query)
+            return None
         stored = self.backend.read(_wider(query, "run_id", "attempt", "step", "writer", "seq"))
         # A store of files may show rows a moment before their cursor.
         known = set(zip(stored["writer"], stored["seq"], strict=True))
         added = [row for row in added if (row["writer"], row["seq"]) not in known]
         if query.table == "metrics":
-            attempts = list(self._keyed(Query("attempts", [_any_of(run_ids)]), tail))
+            attempts = list(self._attempts(tail))
             added = visible_points(added, attempts)
         if not gone and not begun and not query.order and query.limit is None:
             names = query.columns or table_columns(query.table)  # long series: no row is built
@@ -118,7 +125,12 @@ class LiveReader:
             rows = visible_points(rows, attempts)
         return select(query, [row for row in rows if row["run_id"] not in gone])
 
-    def _keyed(self, query: Query, tail: _Tail) -> Table:
+    def _attempts(self, tail: _Tail) -> Table:
+        query = Query("attempts", [_any_of(tail.run_ids)])
+        merged = self._keyed(query, tail)
+        return self.backend.read(query) if merged is None else merged
+
+    def _keyed(self, query: Query, tail: _Tail) -> Table | None:
         spec = TABLES[query.table]
         owner = spec.key[0]
         same_key = [condition for condition in query.where if condition.column in spec.key]
@@ -129,11 +141,11 @@ class LiveReader:
         same_owner = [condition for condition in query.where if condition.column == owner]
         touched = [one for one in touched if all(matches({owner: one}, c) for c in same_owner)]
         if not touched:
-            return self.backend.read(query)
+            return None
         wanted = [Condition(owner, "in", touched), *same_key]
         raw = list(self.backend.read(Query(spec.name, wanted, raw=True)))
         raw += changed
-        runs = self.changes("runs", touched) if by_run else []
+        runs = self._changed_runs(tail) if by_run else []
         merged = view(spec.name, {"runs": runs, "attempts": [], spec.name: raw})
         for row in merged:
             row["writer"] = row["writer"].removesuffix(_AGAIN)
@@ -144,42 +156,58 @@ class LiveReader:
         rows = [row for row in stored if row[owner] not in again]
         return select(query, [*rows, *merged])
 
-    def _gone(self, run_ids: Sequence[str], tail: _Tail) -> set[str]:
-        stored = self.backend.read(Query("runs", [_any_of(run_ids)], raw=True))
-        merged = merge_changes(TABLES["runs"], [*stored, *tail.rows("runs")])
+    def _gone(self, tail: _Tail) -> set[str]:
+        merged = merge_changes(TABLES["runs"], self._changed_runs(tail))
         return {row["run_id"] for row in merged if row["deleted"]}
+
+    def _changed_runs(self, tail: _Tail) -> list[Row]:
+        """Every change to the runs of the tail, read once for all questions that meet it."""
+        if tail.changed_runs is None:
+            stored = self.backend.read(Query("runs", [_any_of(tail.run_ids)], raw=True))
+            tail.changed_runs = [*stored, *tail.rows("runs")]
+        return tail.changed_runs
 
 
 class Cursors(Mapping[str, int]):
-    """What a store expects next from each writer, looked up when asked for."""
+    """What a store expects next from each writer, looked up when asked for and remembered."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._known: dict[str, int | None] = {}
+
+    def of(self, writers: Iterable[str]) -> dict[str, int]:
+        """Those of these writers, looked up together; without writers that it does not know."""
+        missing = sorted(set(writers) - self._known.keys())
+        if missing:
+            self._known |= dict.fromkeys(missing)
+            found = self._backend.read(Query("cursors", [Condition("writer", "in", missing)]))
+            self._known |= zip(found["writer"], found["next"], strict=True)
+        return {one: at for one in writers if (at := self._known[one]) is not None}
 
     def __getitem__(self, writer: str) -> int:
-        known = self._backend.read(Query("cursors", [Condition("writer", "=", writer)]))["next"]
-        if not known:
-            raise KeyError(writer)
-        return int(known[0])
+        return self.of([writer])[writer]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._backend.read(Query("cursors", columns=["writer"]))["writer"])
 
     def __len__(self) -> int:
-        return len(self._backend.read(Query("cursors", columns=["writer"])))
+        return sum(1 for _ in self)
 
 
 class _Tail:
     """The rows of batches from the cursors of a store on."""
 
     def __init__(self, batches: Sequence[Batch], cursors: Mapping[str, int]) -> None:
+        self.batches = batches
+        self.cursors = {batch.writer: cursors.get(batch.writer, 0) for batch in batches}
         self._batches = [
-            batch.since(cursors.get(batch.writer, 0))
+            batch.since(self.cursors[batch.writer])
             for batch in batches
-            if batch.next > cursors.get(batch.writer, 0)
+            if batch.next > self.cursors[batch.writer]
         ]
         self.heartbeats = {b.writer: b.heartbeat for b in batches if b.heartbeat is not None}
-        self.writers = {batch.writer for batch in self._batches}
+        self.run_ids = self._run_ids()
+        self.changed_runs: list[Row] | None = None
 
     def rows(self, table: str, query: Query | None = None) -> list[Row]:
         """Complete rows of a table; of points only those whose series fits the query."""
@@ -194,7 +222,7 @@ class _Tail:
                 rows += point_rows(block, batch.writer)
         return rows
 
-    def run_ids(self) -> list[str]:
+    def _run_ids(self) -> list[str]:
         """Every run that the tails say something about."""
         found = {block.series.run_id for batch in self._batches for block in batch.blocks}
         for batch in self._batches:
