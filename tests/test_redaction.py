@@ -46,6 +46,7 @@ def _pem(draw: random.Random) -> str:
 
 SHAPED: dict[str, Callable[[random.Random], str]] = {
     "github": lambda draw: f"ghp_{_random(draw, 36)}",
+    "tachograph": lambda draw: f"tacho_{_random(draw, 43)}",
     "github-app": lambda draw: f"ghs_{_random(draw, 36)}",
     "github-fine": lambda draw: f"github_pat_{_random(draw, 22)}_{_random(draw, 59)}",
     "gitlab": lambda draw: f"glpat-{_random(draw, 20)}",

@@ -106,7 +106,7 @@ _KNOWN = re.compile(
         gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
       | (?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])
       | sk-(?=[A-Za-z_-]{0,60}\d)[\w-]{20,} | (?:sk|rk)_live_\w{16,}
-      | hf_[A-Za-z0-9]{20,} | xox[abeoprs]-[\w-]{10,} | AIza[\w-]{30,} | ya29\.[\w-]{20,}
+      | tacho_[\w-]{40,} | hf_[A-Za-z0-9]{20,} | xox[abeoprs]-[\w-]{10,} | AIza[\w-]{30,} | ya29\.[\w-]{20,}
       | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{40,} | dapi[0-9a-f]{32} | SG\.[\w-]{16,99}\.[\w-]{16,}
       | eyJ[\w-]{8,400}\.[\w-]{8,}(?:\.[\w-]*)? | eyJhcGlf[\w+/=-]{40,}
     )""",
@@ -290,19 +290,30 @@ def redact_argv(argv: Iterable[str]) -> list[str]:
 
     One argument in, one argument out, so that positions keep their meaning.
     """
-    redacted: list[str] = []
+    redacted = []
+    for argument, secret in _arguments(argv):
+        known = argument.removesuffix(secret) if secret else redact_text(argument)
+        redacted.append(f"{known}{REDACTED}" if secret else known)
+    return redacted
+
+
+def secret_arguments(argv: Iterable[str]) -> frozenset[str]:
+    """The values on a command line that stand under a secret name."""
+    return frozenset(secret for _, secret in _arguments(argv) if secret)
+
+
+def _arguments(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each argument with the secret that it ends in, which is empty for most."""
     secret_follows = False
     for argument in argv:
         name, equals, value = argument.partition("=")
-        flagged = name.startswith("-")
         if secret_follows and not argument.startswith("--"):
-            redacted.append(REDACTED)
+            yield argument, argument
             secret_follows = False
             continue
         secret = bool(_ARGUMENT.fullmatch(name)) and is_secret_name(name)
-        secret_follows = secret and flagged and not equals
-        redacted.append(f"{name}={REDACTED}" if secret and value else redact_text(argument))
-    return redacted
+        secret_follows = secret and name.startswith("-") and not equals
+        yield argument, value if secret else ""
 
 
 def redact_value(path: str, value: Any) -> Any:

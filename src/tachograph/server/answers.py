@@ -67,11 +67,7 @@ class Refusal(Exception):
 
 
 def error_answer(
-    status: int,
-    code: str,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-    **more: Any,
+    status: int, code: str, message: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
     """``{"error": {"code", "message", ...}}``."""
     return JSONResponse({"error": {"code": code, "message": message} | more}, status, headers)
@@ -86,13 +82,9 @@ def answer(error: Refusal | TachographError) -> JSONResponse | None:
     )
     if found is None:
         return None
-    headers, more = {}, {}
-    if isinstance(error, Busy):
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
-    elif found[0] == 503:
-        headers["Retry-After"] = "5"
-    if isinstance(error, Gap):
-        more["expected"] = error.expected
+    more: dict[str, Any] = {"expected": error.expected} if isinstance(error, Gap) else {}
+    wait = error.retry_after if isinstance(error, Busy) else 5.0
+    headers = {"Retry-After": str(math.ceil(wait))} if found[0] == 503 else None
     return error_answer(*found, str(error), headers, **more)
 
 
@@ -115,4 +107,4 @@ async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
     said = "; ".join(
         f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
     )
-    return error_answer(400, "malformed", said)
+    return error_answer(400, "malformed", said[:1000])

@@ -13,7 +13,10 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 15.0
-"""Within which the head of a request must have come, from the connection or the last answer on."""
+"""Within which the head of a request must have come."""
+
+IDLE_SECONDS = 75
+"""For which a connection is kept for another request."""
 
 STALL_SECONDS = 60.0
 """After which an answer that its client does not take is given up."""
@@ -35,7 +38,7 @@ class Connection(H11Protocol):
         if most is not None and len(self.connections) > most + SPARE:
             transport.abort()
         else:
-            self._wait_for_head()
+            self._wait_for_head(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""
@@ -44,7 +47,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, and for the rest of this answer to be taken."""
-        self._wait_for_head()
+        self._wait_for_head(IDLE_SECONDS + HEAD_SECONDS)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -58,10 +61,10 @@ class Connection(H11Protocol):
         if self._stall_timer:
             self._stall_timer.cancel()
 
-    def _wait_for_head(self) -> None:
+    def _wait_for_head(self, seconds: float) -> None:
         if self._head_timer:
             self._head_timer.cancel()
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_unless_busy)
+        self._head_timer = self.loop.call_later(seconds, self._close_unless_busy)
 
     def _close_unless_busy(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

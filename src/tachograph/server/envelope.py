@@ -36,7 +36,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_GONE = 499  # in logs and metrics: the client did not wait for the answer
+_GONE = 499  # in logs and figures: the client did not wait for the answer
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _log = logging.getLogger("tachograph.server")
 _requests = logging.getLogger("tachograph.request")
 
@@ -59,7 +60,8 @@ class Envelope:
         finally:
             server.intake.release(exchange.state)
             server.metrics.count(exchange)
-            _requests.info("request", extra=exchange.line())
+            line = exchange.line()
+            _requests.info("%(method)s %(path)s %(status)s", line, extra=line)
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -152,7 +154,7 @@ class Exchange:
         grant = self.state.get("grant")
         return {
             "id": self.id,
-            "method": self.scope["method"],
+            "method": self.method,
             "path": self.path,
             "status": self.status,
             "ms": round(self.seconds * 1000, 1),
@@ -164,6 +166,12 @@ class Exchange:
     def seconds(self) -> float:
         """Since it came."""
         return time.perf_counter() - self.started
+
+    @property
+    def method(self) -> str:
+        """Of HTTP; '-' for one that nobody knows, of which there may be any number."""
+        method: str = self.scope["method"]
+        return method if method in _METHODS else "-"
 
     @property
     def path(self) -> str:
@@ -184,6 +192,10 @@ def _check(exchange: Exchange) -> None:
             "a token never goes into a URL, which logs and histories keep; revoke this one, and"
             " send the next as Authorization: Bearer <token>",
         )
+    site = exchange.headers.get("sec-fetch-site", "none")
+    if scope["method"] not in ("GET", "HEAD") and site not in ("none", "same-origin"):
+        # A browser that knows the token from Basic sends it along with other sites' forms.
+        raise Refusal(403, "forbidden", "another site may change nothing here")
     wanted = exchange.headers.get("tachograph-protocol", str(PROTOCOL)).strip()
     if wanted != str(PROTOCOL):
         raise Refusal(

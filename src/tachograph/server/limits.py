@@ -66,8 +66,8 @@ class Intake:
         """Take a token's share of a minute; Refusal (429) where it is used up."""
         self._shares.charge(grant, {"bytes": bytes, "points": points})
 
-    async def unpack(self, body: bytes, encoding: str) -> bytes:
-        """Decompress a body, of any number of them two at a time and never in the loop."""
+    async def unpack(self, body: bytes) -> bytes:
+        """Decompress a body, of any number of them two at a time, and outside of the loop."""
         async with self._unpacking:
             return await asyncio.to_thread(decompress, body, self.limits.batch_bytes)
 
@@ -101,7 +101,7 @@ async def read_body(request: Request) -> bytes:
         ) from None
     if encoding == "identity":
         return body
-    payload = await intake.unpack(body, encoding)
+    payload = await intake.unpack(body)
     intake.release(request.scope["state"])
     await intake.reserve(request.scope["state"], len(payload))
     return payload

@@ -5,6 +5,7 @@ Knows what the inbox and the requests count; knows no store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
@@ -40,9 +41,14 @@ class Metrics:
             "tachograph_received_points", "Points of metrics.", registry=self.registry
         )
 
+    def show(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Show a figure that is looked up whenever someone asks."""
+        gauge = prometheus.Gauge(f"tachograph_{name}", meaning, registry=self.registry)
+        gauge.set_function(value)
+
     def count(self, exchange: Exchange) -> None:
         """Count a request that has ended."""
-        labels = (exchange.scope["method"], exchange.path, str(exchange.status))
+        labels = (exchange.method, exchange.path, str(exchange.status))
         self._requests.labels(*labels).observe(exchange.seconds)
         self._bytes.inc(exchange.received)
 

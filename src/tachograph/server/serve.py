@@ -1,4 +1,4 @@
-"""A server process: from its settings to a socket that answers, until it is told to stop.
+"""A server process: from what it is told to a socket that answers, until it is told to stop.
 
 Knows uvicorn and the application; knows no route.
 """
@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
+import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
-from tachograph.errors import StoreError
+from tachograph import registry
+from tachograph.addresses import is_loopback
+from tachograph.errors import ConfigError, StoreError
+from tachograph.filesystems import is_network_path
+from tachograph.host import lock
 from tachograph.server.app import make_app
-from tachograph.server.connections import Connection
+from tachograph.server.connections import IDLE_SECONDS, Connection
+from tachograph.server.logs import set_up_logging
 from tachograph.server.settings import ServerSettings
+
+GRACE_SECONDS = 10
+"""For which requests may go on after the server was told to stop."""
+
+_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +44,9 @@ class Listening:
     port : int
         0 is any that is free.
     certificate, key : Path or None
-        Files of TLS.
+        PEM files; with them it speaks TLS.
     behind_proxy : bool
-        A proxy on the way does TLS, and says for whom it asks.
+        TLS is somebody else's work.
     connections : int
         How many there may be at once.
     """
@@ -45,6 +57,16 @@ class Listening:
     key: Path | None = None
     behind_proxy: bool = False
     connections: int = 1000
+
+    def check(self) -> None:
+        """ConfigError where tokens and records would pass in the clear."""
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("--tls-cert and --tls-key go together")
+        if not (is_loopback(self.host) or self.certificate or self.behind_proxy):
+            raise ConfigError(
+                f"on {self.host} others could read tokens and records on their way: give"
+                " --tls-cert and --tls-key, or --behind-proxy where a proxy does TLS"
+            )
 
 
 def serve(settings: ServerSettings, listening: Listening, announce: Callable[[str], None]) -> None:
@@ -62,58 +84,118 @@ def serve(settings: ServerSettings, listening: Listening, announce: Callable[[st
     ConfigError, StoreError
         It cannot start; the message says why and what to do.
     """
+    listening.check()
+    _check_places(settings)
+    set_up_logging()
+    _allow_open_files(listening.connections)
+    app = make_app(settings)
     config = uvicorn.Config(
-        make_app(settings),
+        app,
         http=Connection,
         loop="asyncio",
-        lifespan="off",  # run below, where its errors come out as they are
+        lifespan="off",  # run below, where what goes wrong comes out as it is
         ws="none",
-        interface="asgi3",
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=listening.behind_proxy,
+        proxy_headers=False,
         limit_concurrency=listening.connections,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
     )
-    with _bind(listening.host, listening.port) as sock:
-        scheme = "https" if listening.certificate else "http"
-        server = _Server(config, lambda: announce(_url(scheme, sock)))
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"the certificate {listening.certificate} with the key {listening.key} cannot be"
+            f" used: {error.strerror or error}"
+        ) from error
+    scheme = "https" if listening.certificate else "http"
+    with _locked(settings), _bind(listening.host, listening.port) as sock:
+        server = _Server(config, app, lambda: announce(_url(scheme, sock)))
         asyncio.run(server.run_app(sock))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which ends with status 0 when it is told to, and says when it answers."""
+    """uvicorn, which says when it answers, and ends with status 0 when it is told to."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._app, self._announce = app, announce
 
     async def run_app(self, sock: socket.socket) -> None:
         """Open the application, serve, and close it."""
-        app = self.config.app
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
-        async with app.router.lifespan_context(app):
-            await self.serve(sockets=[sock])
+        async with self._app.router.lifespan_context(self._app):
+            if not self.should_exit:
+                await self.serve(sockets=[sock])
 
     def _stop(self) -> None:
-        self.config.app.state.server.stopping = True
-        self.handle_exit(signal.SIGINT, None)
+        self.force_exit = self.should_exit  # told twice
+        self.should_exit = True
+        if (server := getattr(self._app.state, "server", None)) is not None:
+            server.stopping = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
+        self._app.state.server.metrics.show(
+            "connections", "Open connections.", lambda: len(self.server_state.connections)
+        )
         self._announce()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals as they are: uvicorn would raise them again when it is done."""
+        """Do nothing: uvicorn would send them again when it is done, and die of them."""
         yield
+
+
+def _check_places(settings: ServerSettings) -> None:
+    for url in settings.stores:
+        if url.startswith(("http:", "https:")):
+            raise ConfigError(f"{url} is a server itself; give the store that this one writes to")
+    folders = [settings.folder, *filter(None, map(registry.store_folder, settings.stores))]
+    for folder in folders:
+        if is_network_path(folder):
+            raise ConfigError(
+                f"{folder} lies on a network file system, where neither locks nor what was"
+                " written can be trusted; a server's store lies on a disk of its own machine"
+            )
+
+
+@contextlib.contextmanager
+def _locked(settings: ServerSettings) -> Iterator[None]:
+    """Keep a second server off the same stores, and off the same folder."""
+    places = {settings.folder: settings.folder / "lock"}
+    for url in settings.stores:
+        if path := registry.local_path(url):
+            places[path] = registry.journal_folder((url,)).parent / f"{path.name}.server.lock"
+    with contextlib.ExitStack() as stack:
+        for place, name in places.items():
+            try:
+                name.parent.mkdir(
+                    mode=0o700 if place == settings.folder else 0o777, parents=True, exist_ok=True
+                )
+                file = stack.enter_context(open(name, "a"))
+            except OSError as error:
+                raise StoreError(f"cannot write in {name.parent}: {error.strerror}") from error
+            if not lock(file.fileno()):
+                raise StoreError(f"another server uses {place} already; stop it first")
+        yield
+
+
+def _allow_open_files(connections: int) -> None:
+    """Let the process have as many files open as its connections may need, where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections * 2 + 512
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -121,17 +203,11 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Python adds to the reason what this message says already.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise StoreError(f"cannot listen on {host}, port {port}: {reason}") from error
 
 
 def _url(scheme: str, sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

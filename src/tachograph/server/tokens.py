@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tachograph.errors import ConfigError, StoreError
+from tachograph.errors import ConfigError
 from tachograph.private_files import edited, write_private
 
 RIGHTS = ("read", "write", "admin")
@@ -121,7 +121,7 @@ class Tokens:
 
         Raises
         ------
-        StoreError
+        ConfigError
             The file cannot be read: then nobody is let in.
         """
         digest, now, found = _digest(secret), time.time(), None
@@ -154,7 +154,7 @@ class Tokens:
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"the tokens in {self.path} cannot be read: {error}") from error
+            raise ConfigError(f"the tokens in {self.path} cannot be read: {error}") from error
 
     # ------------------------------------------------------------------------ editing
 
