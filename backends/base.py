@@ -5,7 +5,8 @@ Abilities beyond that are protocols of their own; a reader asks with `isinstance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -138,12 +139,49 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the answer to one SELECT may take.
+
+    Attributes
+    ----------
+    rows : int
+        No more are fetched.
+    bytes : int
+        Of memory, about; an answer that needs more is a QueryError.
+    """
+
+    rows: int
+    bytes: int
+
+    def take(self, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The first rows; they are asked for one by one, because few may be huge."""
+        taken, room = [], self.bytes
+        for row in itertools.islice(rows, self.rows):
+            room -= sum(len(value) for value in row if isinstance(value, str | bytes))
+            if room < 0:
+                raise QueryError(f"the answer has more than {self.bytes} bytes of text")
+            taken.append(row)
+        return taken
+
+
 @runtime_checkable
 class SupportsSQL(Protocol):
     """A store that answers SQL over the tables' views, read only."""
 
-    def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
+    def sql(
+        self, text: str, parameters: Sequence[Any] = (), *, bounds: Bounds | None = None
+    ) -> Table:
         """Run one SELECT; QueryError for anything that would write, or a mistake in it."""
+        ...
+
+
+@runtime_checkable
+class SupportsInterrupt(Protocol):
+    """A store whose reading can be cut short."""
+
+    def interrupt(self) -> None:
+        """Make `read` or `sql` fail that runs in another thread; without one, do nothing."""
         ...
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tachograph.backends.base import Garbage, Query
+from tachograph.backends.base import Bounds, Garbage, Query
 from tachograph.backends.content import KeepsContent
 from tachograph.backends.parquet_files import Folder, store_errors
 from tachograph.backends.parquet_read import Reader
+from tachograph.backends.parquet_sql import SQLReader
 from tachograph.backends.parquet_upkeep import Upkeep
-from tachograph.backends.parquet_views import run_sql, views_sql
+from tachograph.backends.parquet_views import views_sql
 from tachograph.backends.parquet_write import BatchWriter
 from tachograph.content import ContentFolder
 from tachograph.records import Batch
@@ -52,6 +53,7 @@ class ParquetBackend(KeepsContent):
         self._reader = Reader(self._folder)
         self._writer = BatchWriter(self._folder, self._reader)
         self._upkeep = Upkeep(self._folder, self._reader)
+        self._sql = SQLReader(self.path)
         self._content = ContentFolder(self.path / "files")
 
     def write(self, batch: Batch) -> int:
@@ -68,9 +70,15 @@ class ParquetBackend(KeepsContent):
     def close(self) -> None:
         """Nothing stays open between calls."""
 
-    def sql(self, text: str, parameters: Sequence[Any] = ()) -> Table:
+    def sql(
+        self, text: str, parameters: Sequence[Any] = (), *, bounds: Bounds | None = None
+    ) -> Table:
         """Run one SELECT over the tables through DuckDB; QueryError where it is not installed."""
-        return run_sql(self.path, text, parameters)
+        return self._sql.run(text, parameters, bounds)
+
+    def interrupt(self) -> None:
+        """Make `sql` fail that runs in another thread; without one, do nothing."""
+        self._sql.interrupt()
 
     # ------------------------------------------------------------------------ upkeep
 

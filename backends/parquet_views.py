@@ -1,15 +1,10 @@
-"""The tables of a Parquet store as SQL: the text of `views.sql`, and queries through DuckDB."""
+"""The tables of a Parquet store as SQL: the text of `views.sql`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from tachograph.errors import QueryError
 from tachograph.records import TABLES, TableSpec
-from tachograph.table import Table
 
 _HEAD = """\
 -- The tables of this store, for DuckDB:  cd <this folder> && duckdb -init views.sql
@@ -77,17 +72,18 @@ def _raw_view(spec: TableSpec, store: str) -> str:
     folders = f"{spec.name}/*/*.parquet" if spec.grows else f"{spec.name}/*.parquet"
     return (
         f"CREATE OR REPLACE VIEW raw.{spec.name} AS SELECT {_columns(spec)}\n"
-        f"FROM read_parquet({_quote(_literal(store) + folders)},"
+        f"FROM read_parquet({quote(literal(store) + folders)},"
         " hive_partitioning=false, union_by_name=true);\n"
     )
 
 
-def _literal(path: str) -> str:
+def literal(path: str) -> str:
     """A path as a glob that matches only itself."""
     return re.sub(r"([\[?*])", r"[\1]", path)
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -124,36 +120,3 @@ def _latest(spec: TableSpec) -> str:
         f"SELECT * FROM raw.{spec.name} QUALIFY row_number() OVER (PARTITION BY {key}"
         " ORDER BY changed_at DESC, writer DESC, seq DESC) = 1"
     )
-
-
-def run_sql(store: Path, text: str, parameters: Sequence[Any]) -> Table:
-    """Run one SELECT over the tables of a store; nothing outside it can be read or written.
-
-    Raises
-    ------
-    QueryError
-        DuckDB is not installed, the text is not one SELECT, or it has a mistake.
-    """
-    try:
-        import duckdb
-    except ModuleNotFoundError as error:
-        raise QueryError(
-            "SQL over a Parquet store needs duckdb; install it with: pip install duckdb"
-        ) from error
-    folder = f"{store}/"
-    allowed = ", ".join(map(_quote, {folder, _literal(folder)}))  # it is asked for both
-    with duckdb.connect() as connection:
-        connection.execute(views_sql(folder))
-        connection.execute(f"SET allowed_directories = [{allowed}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        try:
-            statements = connection.extract_statements(text)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise QueryError("only a single SELECT can be run")
-            connection.execute(statements[0], list(parameters))
-            names = [column[0] for column in connection.description]
-            rows = connection.fetchall()
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
-    return Table({name: [row[i] for row in rows] for i, name in enumerate(names)})

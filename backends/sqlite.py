@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sqlite3
 import time
@@ -26,7 +25,7 @@ from tachograph.backends.sqlite_write import BatchWriter
 from tachograph.content import ContentFolder
 from tachograph.errors import QueryError, StoreError
 from tachograph.records import Batch
-from tachograph.table import Table
+from tachograph.table import Table, distinct
 
 GRACE_SECONDS = 3600.0
 """How long a file that no row names is kept: its row may still be on the way."""
@@ -41,6 +40,9 @@ _READS = {
     sqlite3.SQLITE_FUNCTION,
     sqlite3.SQLITE_RECURSIVE,
 }
+
+_FUNCTIONS = ("fts3_tokenizer", "load_extension")
+"""Functions that show or take addresses in memory, or load code."""
 
 
 class SQLiteBackend(KeepsContent):
@@ -155,8 +157,10 @@ class SQLiteBackend(KeepsContent):
             cursor = self._reader.execute(text, parameters)
             if cursor.description is None:
                 raise QueryError("that is not a SELECT: sql reads, and never writes")
-            columns = _distinct([column[0] for column in cursor.description])
-            return _fetch_within(cursor, columns, bounds) if bounds else _fetch(cursor, columns)
+            columns = distinct([column[0] for column in cursor.description])
+            if bounds:
+                return Table.from_tuples(bounds.take(cursor), columns)
+            return _fetch(cursor, columns)
         except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError) as error:
             denied = "not authorized" in str(error)
             hint = ": only a SELECT over the store's tables is" if denied else ""
@@ -256,29 +260,9 @@ def _fetch(cursor: sqlite3.Cursor, columns: Sequence[str]) -> Table:
     return Table(dict(zip(columns, values, strict=True)))
 
 
-def _fetch_within(cursor: sqlite3.Cursor, columns: Sequence[str], bounds: Bounds) -> Table:
-    """As `_fetch`, row by row, because few rows may be more than the memory holds."""
-    rows, room = [], bounds.bytes
-    for row in itertools.islice(cursor, bounds.rows):
-        room -= sum(len(value) for value in row if isinstance(value, str | bytes))
-        if room < 0:
-            raise QueryError(f"the answer has more than {bounds.bytes} bytes of text")
-        rows.append(row)
-    return Table(dict(zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns))))
-
-
-def _distinct(columns: Sequence[str]) -> list[str]:
-    """Column names with a number behind those that were there before."""
-    seen: dict[str, int] = {}
-    result = []
-    for name in columns:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return result
-
-
-def _allow_reading(action: int, first: str | None, *_: object) -> int:
-    return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+def _allow_reading(action: int, _: str | None, name: str | None, *__: object) -> int:
+    forbidden = action == sqlite3.SQLITE_FUNCTION and (name or "").lower() in _FUNCTIONS
+    return sqlite3.SQLITE_OK if action in _READS and not forbidden else sqlite3.SQLITE_DENY
 
 
 if TYPE_CHECKING:

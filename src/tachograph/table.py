@@ -34,6 +34,11 @@ class Table:
         """Build a table from mappings; a missing column is None."""
         return cls({name: [row.get(name) for row in rows] for name in columns})
 
+    @classmethod
+    def from_tuples(cls, rows: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> Table:
+        """Build a table from tuples that have a value for each column."""
+        return cls({name: [row[at] for row in rows] for at, name in enumerate(columns)})
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns in order."""
@@ -122,3 +127,13 @@ class Table:
         )
         more = f"<p>{len(self) - len(shown)} more rows</p>" if len(self) > len(shown) else ""
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def distinct(columns: Sequence[str]) -> list[str]:
+    """Names of columns, with a number behind those that were there before."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in columns:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result
