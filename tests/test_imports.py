@@ -36,6 +36,9 @@ TABLE = {
     "host": "",
     "backends": "",
     "backends.base": GROUND,
+    "backends.remote*": (
+        f"{GROUND} wire wire_tables addresses credentials backends.base backends.{{family}}*"
+    ),
     "backends.*": f"{GROUND} backends.base backends.{{family}}* backends.{{shared}}",
     "callbacks": "callbacks.*",
     "callbacks.base": (
@@ -138,7 +141,8 @@ def family(module: str) -> str:
 def specific() -> frozenset[str]:
     """Families of one store or framework; other files in those folders are shared."""
     frameworks = {family(found.target) for found in ours("callbacks")}
-    return frozenset(frameworks | {f"backends.{scheme}" for scheme in BUILTIN})
+    stores = {target.partition(":")[0].removeprefix("tachograph.") for target in BUILTIN.values()}
+    return frozenset(frameworks | stores)
 
 
 def may_import(module: str, target: str) -> bool:

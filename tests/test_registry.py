@@ -33,6 +33,11 @@ BASE = Path("/base")
         ("parquet:////data/runs/", "parquet:////data/runs"),
         ("parquet:///.", "parquet:////base"),
         ("memory://test", "memory://test"),
+        ("https://Lab.Example:8765/", "https://lab.example:8765"),
+        ("HTTPS://lab.example/Path/", "https://lab.example/Path"),
+        ("http://localhost:8765", "http://localhost:8765"),
+        ("http://127.0.0.9", "http://127.0.0.9"),
+        ("http://[::1]:80/a", "http://[::1]:80/a"),
         ("runs.sqlite", "sqlite:////base/runs.sqlite"),
         ("/data/runs.db", "sqlite:////data/runs.db"),
     ],
@@ -63,12 +68,19 @@ def test_existing_folder_is_parquet(tmp_path: Path) -> None:
     ("url", "message"),
     [
         ("sqllite:///a", "did you mean 'sqlite'"),
-        ("mysql+x:///a", "known are: memory, parquet, sqlite"),
+        ("mysql+x:///a", "known are: http, https, memory, parquet, sqlite"),
         ("sqlite://a.sqlite", r"two slashes; write three .* \(sqlite:///a\.sqlite\)"),
         ("sqlite:///", "names no file or folder"),
         ("parquet:////", "names no file or folder"),
-        ("https://lab.example:8765", "a remote server is not available in this version"),
-        ("http://lab.example", "a remote server is not available in this version"),
+        ("https://", "names no server"),
+        ("https:///runs", "names no server"),
+        ("https://lab.example:port", "is not the address of a server: Port could not be cast"),
+        ("https://lab.example/runs?x=1", "nothing follows its path"),
+        ("https://lab.example/#x", "nothing follows its path"),
+        ("https://lab.example/a b", "nothing follows its path"),
+        ("http://lab.example", "unencrypted to lab.example: write https://, or set TACHOGRAPH_INS"),
+        ("http://localhost.example", "unencrypted to localhost.example"),
+        ("http://127.0.0.1.example", "unencrypted"),
         ("", "is not the URL of a store"),
     ],
 )
@@ -99,6 +111,17 @@ def test_mistyped_url_with_secret_hides_it() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_url("https:/ada:hunter2@lab.example", BASE)
     assert "hunter2" not in str(caught.value)
+
+
+def test_unencrypted_server_has_to_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token in the clear is a decision of whoever set the machine up, and no other value is."""
+    for value, allowed in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("TACHOGRAPH_INSECURE", value)
+        if allowed:
+            assert resolve_url("http://lab.example/", BASE) == "http://lab.example"
+            continue
+        with pytest.raises(ConfigError, match="unencrypted"):
+            resolve_url("http://lab.example/", BASE)
 
 
 def test_local_path_of_local_stores_only() -> None:

@@ -25,6 +25,8 @@ BUILTIN: Mapping[str, str] = {
     "sqlite": "tachograph.backends.sqlite:SQLiteBackend",
     "parquet": "tachograph.backends.parquet:ParquetBackend",
     "memory": "tachograph.backends.memory:MemoryBackend",
+    "http": "tachograph.backends.remote:RemoteBackend",
+    "https": "tachograph.backends.remote:RemoteBackend",
 }
 """Scheme of a URL to 'module:class' of its store."""
 
@@ -32,7 +34,7 @@ ENTRY_POINTS = "tachograph.backends"
 """Group of entry points in which other packages register stores of their own."""
 
 SQLITE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
-_EXTRAS = {"parquet": "parquet"}
+_EXTRAS = {"parquet": "parquet", "http": "remote", "https": "remote"}
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _SECRET = re.compile(
     r"[?&;](?:[^=&;]*[_-])?(?:token|password|passwd|secret|key|signature|sig)=", re.I
@@ -49,9 +51,9 @@ def resolve_url(url: str, base: Path, *, bare_path: bool = True) -> str:
     ----------
     url : str
         ``sqlite:///folder/runs.sqlite`` (relative to `base`), ``sqlite:////data/runs.sqlite``
-        (absolute), ``parquet:///folder``, ``memory://name``, or a URL of a registered store.
-        The path is taken as it is written, without percent-encoding; a leading ``~`` is the
-        home folder.
+        (absolute), ``parquet:///folder``, ``memory://name``, ``https://host:port`` of a server,
+        or a URL of a registered store. The path is taken as it is written, without
+        percent-encoding; a leading ``~`` is the home folder.
     base : Path
         Folder that a relative path starts from; ``Path()`` is the working directory.
     bare_path : bool, default True
@@ -72,6 +74,11 @@ def resolve_url(url: str, base: Path, *, bare_path: bool = True) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
     _refuse_secrets(scheme, rest)
     _target(scheme)
+    if scheme in ("http", "https"):
+        from tachograph import addresses
+
+        insecure = os.environ.get(addresses.INSECURE, "") == "1"
+        return addresses.server_address(f"{scheme}://{rest}", insecure=insecure)
     if rest.startswith("/"):
         if not rest.strip("/"):
             raise ConfigError(f"{url!r} names no file or folder, as {scheme}:///runs would")
@@ -94,6 +101,12 @@ def store_folder(url: str) -> Path | None:
     """Folder that holds a local store: the parent of an SQLite file, or the Parquet folder."""
     path = local_path(url)
     return path.parent if path and url.startswith("sqlite:") else path
+
+
+def is_far(url: str) -> bool:
+    """Whether a store may be slow or away: all but memory and this machine's own disks."""
+    folder = store_folder(url)
+    return not url.startswith("memory:") if folder is None else is_network_path(folder)
 
 
 def _absolute(scheme: str, path: str, base: Path) -> str:
@@ -120,8 +133,8 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
         shown = host.rpartition("@")[2]  # never repeat the secret itself
         raise ConfigError(
             f"the URL {scheme}://{shown} carries a user name, token or password, and URLs are"
-            " written into records; leave it out and set the environment variable"
-            " TACHOGRAPH_TOKEN"
+            " written into records; leave it out, and set the environment variable"
+            " TACHOGRAPH_TOKEN or run: tachograph login"
         )
 
 
@@ -178,8 +191,6 @@ def _registered() -> Mapping[str, str]:
 
 
 def _unknown(scheme: str) -> str:
-    if scheme in ("http", "https"):
-        return "a remote server is not available in this version; use sqlite:/// or parquet:///"
     from difflib import get_close_matches
 
     known = sorted({*BUILTIN, *_registered()})

@@ -1,0 +1,315 @@
+"""Servers that fail: each failure has its error, in its time, and costs no record.
+
+Patience is shortened, so that seconds stand for minutes.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tachograph.backends import remote, remote_http
+from tachograph.backends.remote import RemoteBackend
+from tachograph.backends.remote_http import Dropped, Patience, Slow
+from tachograph.errors import AccessDenied, Busy, Gap, StoreError, StoreTooNew
+from tachograph.records import Batch
+from tachograph.testing import make_batch, make_block
+
+PATIENCE = Patience(connect=0.4, silence=0.4, total=1.0)
+ASK = Batch("w", 0, 0)
+OK = b'{"next": 3, "interval": 1.0}'
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short limits, and a token to be careful with."""
+    for module, name in ((remote, "WRITING"), (remote_http, "READING")):
+        monkeypatch.setattr(module, name, PATIENCE)
+    monkeypatch.setenv("TACHOGRAPH_TOKEN", "tacho_secret")
+    remote._pace_of.cache_clear()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What it contains takes at most so long."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+def points(writer: str, first: int, next: int) -> Batch:
+    """Records of one point each, whose value is its number."""
+    seqs = range(first, next)
+    block = make_block("r", {"loss": [float(seq) for seq in seqs]}, seqs=seqs)
+    return make_batch(writer, first, next, blocks=[block])
+
+
+def refused(url: str, kind: type[Exception], message: str, seconds: float = 1.5) -> Exception:
+    """The error of a write, which is of a kind, says something, and comes in time."""
+    backend = RemoteBackend(url, create=True)
+    with within(seconds), pytest.raises(kind, match=message) as caught:
+        backend.write(points("w", 0, 3))
+    backend.close()
+    assert type(caught.value) is kind
+    assert "tacho_secret" not in str(caught.value)
+    return caught.value
+
+
+# ---------------------------------------------------------------------------- no connection
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_constructing_needs_no_server() -> None:
+    """A training starts while the server is away; a reader is told at once, and what to do."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with within(0.5):
+        RemoteBackend(url, create=True).close()
+    with pytest.raises(StoreError, match=f"nothing listens at {url}: start it .*tachograph serve"):
+        RemoteBackend(url)
+
+
+def test_unknown_host_is_named() -> None:
+    """A name that nobody knows is not taken for a server that is down."""
+    refused("https://tachograph.invalid", StoreError, "there is no host 'tachograph.invalid'", 10)
+
+
+def test_machine_that_is_off(faulty: Callable[..., Any]) -> None:
+    """No answer to the connection: said after its limit."""
+    refused(faulty("absent").url, StoreError, "no answer from .* within 0.4 s: the machine is off")
+
+
+def test_certificate_that_is_not_trusted(
+    scripted: Callable[..., Any],
+    answering: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is sent, the message says how to trust it; done so, it works."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    made += ["-nodes", "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def handle(connection: socket.socket) -> None:
+        while server.read_request(connection):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(OK) + OK)
+
+    server = scripted(handle, context)
+    remote_http._trusted.cache_clear()
+    refused(server.url, StoreError, r"certificate .* not trusted \(self.signed .*SSL_CERT_FILE")
+    assert server.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    remote_http._trusted.cache_clear()
+    backend = RemoteBackend(server.url, create=True)
+    assert backend.write(points("w", 0, 3)) == 3
+    backend.close()
+    remote_http._trusted.cache_clear()
+
+
+# ---------------------------------------------------------------------------- bad answers
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "message"),
+    [
+        (500, "internal", StoreError, "on purpose"),
+        (400, "malformed", StoreError, "on purpose"),
+        (404, "not_found", StoreError, "on purpose"),
+        (401, "unauthorized", AccessDenied, "on purpose; set TACHOGRAPH_TOKEN, or run: tacho"),
+        (403, "forbidden", AccessDenied, "on purpose"),
+        (408, "slow", Slow, "on purpose"),
+        (503, "store", Busy, "on purpose"),
+        (507, "full", Busy, "on purpose"),
+        (400, "protocol", StoreTooNew, "speaks version 2 of the protocol, this client 1: update"),
+    ],
+)
+def test_errors_of_the_protocol(
+    answering: Callable[..., Any], status: int, code: str, kind: type[StoreError], message: str
+) -> None:
+    """Each status is an error of its kind, with the words of the server."""
+    body = b'{"error": {"code": "%s", "message": "on purpose"}}' % code.encode()
+    version = "2" if code == "protocol" else "1"
+    server = answering(status, body, Tachograph_Protocol=version)
+    backend = RemoteBackend(server.url, create=True)
+    with within(1), pytest.raises(kind, match=message):
+        backend.write(ASK)
+    backend.close()
+
+
+def test_gap_says_what_is_expected(answering: Callable[..., Any]) -> None:
+    """409 is the Gap of any other store."""
+    server = answering(409, b'{"error": {"code": "gap", "message": "", "expected": 120}}')
+    error = refused(server.url, Gap, "expected record 120 next, got 0")
+    assert isinstance(error, Gap)
+    assert (error.writer, error.expected, error.first) == ("w", 120, 0)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026", 5.0), ("-1", 0.0)])
+def test_busy_server_says_when(answering: Callable[..., Any], said: str, seconds: float) -> None:
+    """429 says when to ask again; a date, or nothing usable, is a few seconds."""
+    server = answering(429, b"no json", Retry_After=said)
+    error = refused(server.url, Busy, "HTTP status 429")
+    assert isinstance(error, Busy)
+    assert error.retry_after == seconds
+
+
+def test_version_that_this_client_does_not_speak(answering: Callable[..., Any]) -> None:
+    """Also with an answer that looks well: nothing is taken for stored."""
+    refused(answering(200, OK, Tachograph_Protocol="2, 3").url, StoreTooNew, "version 2, 3 of")
+    fine = RemoteBackend(answering(200, OK, Tachograph_Protocol="2, 1").url, create=True)
+    assert fine.write(points("w", 0, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[3]", b'{"next": "3"}', b'{"next": true}', b"{}"]
+)
+def test_answer_that_is_none(answering: Callable[..., Any], body: bytes) -> None:
+    """Whatever does not say `next` has stored nothing."""
+    refused(answering(200, body).url, StoreError, "Tachograph server")
+
+
+@pytest.mark.parametrize("sent", [b"\0garbage\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b""])
+def test_garbage_instead_of_http(scripted: Callable[..., Any], sent: bytes) -> None:
+    """Another service on that port, or one that hangs up."""
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(sent)
+
+    refused(scripted(handle).url, Dropped, "does not answer")
+
+
+def test_redirect_is_not_followed(answering: Callable[..., Any]) -> None:
+    """The token goes to no other host, also not in a redirect on the same one."""
+    other = answering(200, OK)
+    first = answering(307, Location=f"{other.url}/v1/batches")
+    refused(first.url, StoreError, f"sends its clients on to {other.url}/v1/batches: a token")
+    assert other.requests == []
+    assert len(first.requests) == 1
+
+
+def test_endless_error_is_cut(scripted: Callable[..., Any]) -> None:
+    """The body of an error is read to a bound, not until memory or patience ends."""
+
+    def handle(connection: socket.socket) -> None:
+        server.read_request(connection)
+        connection.sendall(b"HTTP/1.1 500 Endless\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+    server = scripted(handle)
+    refused(server.url, StoreError, "HTTP status 500 Endless", 0.9)
+
+
+# ---------------------------------------------------------------------------- no time
+
+
+def test_server_that_never_answers(scripted: Callable[..., Any]) -> None:
+    """Takes the request, says nothing."""
+    refused(scripted(lambda _: time.sleep(3)).url, Slow, "said nothing for 0.4 s", 0.9)
+
+
+def drip(connection: socket.socket, text: bytes) -> None:
+    """Send byte by byte, each in time."""
+    for byte in text:
+        time.sleep(0.1)
+        connection.sendall(bytes([byte]))
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX: 1\r\n\r\n"])
+def test_server_that_drips(scripted: Callable[..., Any], begun: bytes) -> None:
+    """A byte now and then is no answer: the whole has a limit, in the head and in the body."""
+
+    def handle(connection: socket.socket) -> None:
+        server.read_request(connection)
+        connection.sendall(begun)
+        drip(connection, b"x" * 100)
+
+    server = scripted(handle)
+    refused(server.url, Slow, "was not done within 1 s")
+
+
+def test_server_that_reads_too_slowly(scripted: Callable[..., Any]) -> None:
+    """So has the request: a body that trickles away is given up, and the next one is smaller."""
+
+    def handle(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        while connection.recv(1 << 12):
+            time.sleep(0.1)
+
+    server = scripted(handle)
+    backend = RemoteBackend(server.url, create=True)
+    size = backend.batch_bytes
+    noise = make_batch(
+        "w", 0, blocks=[make_block("r", {"x": [hash((i,)) / 3 for i in range(200_000)]})]
+    )
+    with within(2), pytest.raises(Slow):
+        backend.write(noise)
+    assert backend.batch_bytes <= size / 2
+    backend.close()
+    again = RemoteBackend(server.url, create=True)  # as a drain does after a failure
+    assert again.batch_bytes <= size / 2
+    again.close()
+
+
+def test_close_ends_a_request_of_another_thread(
+    scripted: Callable[..., Any], monkeypatch: Any
+) -> None:
+    """At exit nobody waits for a server that hangs."""
+    monkeypatch.setattr(remote, "WRITING", Patience(30, 30, 30))
+    backend = RemoteBackend(scripted(lambda _: time.sleep(5)).url, create=True)
+    closing = threading.Timer(0.3, backend.close)
+    closing.start()
+    with within(1), pytest.raises(StoreError, match="was closed"):
+        backend.write(ASK)
+    closing.join()
+    with pytest.raises(StoreError, match="was closed"):
+        backend.write(ASK)
+
+
+# ---------------------------------------------------------------------------- cut connections
+
+
+def test_kept_connection_that_was_dropped_goes_unnoticed(scripted: Callable[..., Any]) -> None:
+    """A server that hangs up between two requests costs neither of them."""
+
+    def handle(connection: socket.socket) -> None:
+        server.read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(OK) + OK)
+        server.read_request(connection)  # and goes without an answer
+
+    server = scripted(handle)
+    backend = RemoteBackend(server.url, create=True)
+    assert [backend.write(ASK) for _ in range(3)] == [3, 3, 3]
+    assert len(server.requests) == 5
+    backend.close()
+
+
+def test_half_an_answer_is_none(scripted: Callable[..., Any]) -> None:
+    """What ends before its length is not taken, nor asked for without end."""
+
+    def handle(connection: socket.socket) -> None:
+        server.read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + OK)
+
+    server = scripted(handle)
+    refused(server.url, Dropped, "does not answer")
+    assert len(server.requests) == 2
