@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from tachograph.backends.parquet_arrays import TYPES, from_list
 from tachograph.errors import StoreError, StoreNotFound, StoreTooNew, TachographError
-from tachograph.host import sync_data, sync_folder, wait_for_lock
+from tachograph.host import sync_file, sync_folder, wait_for_lock
 from tachograph.records import FORMAT_VERSION, TABLES, Row, TableSpec
 
 GROUP_ROWS = 65_536
@@ -79,7 +79,7 @@ def appearing(path: Path, temporary_folder: Path) -> Iterator[Path]:
     temporary = temporary_folder / uuid.uuid4().hex
     try:
         yield temporary
-        _sync_file(temporary)
+        sync_file(temporary)
         make_folder(path.parent)
         os.replace(temporary, path)
         sync_folder(str(path.parent))
@@ -93,14 +93,6 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(str(folder.parent))
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        sync_data(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_segment(path: Path, spec: TableSpec, schema: pa.Schema | None = None) -> pq.ParquetWriter:

@@ -6,12 +6,10 @@ import functools
 import hashlib
 import math
 import sqlite3
-import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, Literal
 
 from tachograph.backends.sqlite_schema import (
     CHANGE,
@@ -27,7 +25,16 @@ from tachograph.backends.sqlite_schema import (
 )
 from tachograph.backends.sqlite_tensors import SeriesIds, TensorWriter
 from tachograph.errors import Gap, StoreError
-from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Summary, split_special
+from tachograph.records import (
+    NO_STEP,
+    TABLES,
+    Batch,
+    MetricBlock,
+    Row,
+    Summary,
+    split_special,
+    words,
+)
 
 MANY = 100
 """Points per INSERT statement: a third less time than one each."""
@@ -264,8 +271,8 @@ class BatchWriter:
     ) -> None:
         """Write what the points of a call share, and add their values to `pieces`."""
         series, width = block.series, 4 + len(block.series.names)
-        integers: array[int] = _words("q", block.data)
-        floats: array[float] = _words("d", block.data)
+        integers: array[int] = words("q", block.data)
+        floats: array[float] = words("d", block.data)
         seqs = integers[0::width].tolist()
         times = [time // 1000 for time in integers[1::width]]
         steps = [None if step == NO_STEP else step for step in integers[2::width]]
@@ -285,14 +292,6 @@ class BatchWriter:
             execute = self._connection.executemany
             execute(_INSERT_POINTS, zip(*[many] * (MANY * 4), strict=True))
             execute(_INSERT_POINT, zip(*[single] * 4, strict=True))
-
-
-def _words(typecode: Literal["q", "d"], data: bytes) -> array[Any]:
-    """Little-endian words of 64 bits: integers or floats."""
-    words: array[Any] = array(typecode, data)
-    if sys.byteorder == "big":
-        words.byteswap()
-    return words
 
 
 def _values(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[list[object]]:

@@ -11,6 +11,8 @@ from dataclasses import replace
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorRows
 
+_CELL_BYTES = 60  # a value in a row, without its text
+
 
 def complete_row(table: str, row: Row, writer: str, seq: int) -> Row:
     """A row as a store wants it: every column, with writer and seq.
@@ -45,6 +47,19 @@ def until(batch: Batch, seq: int) -> Batch:
     return replace(batch, next=max(seq, batch.first), blocks=tuple(blocks), rows=rows)
 
 
+def weight(batch: Batch) -> int:
+    """About how many bytes a batch takes in memory."""
+    total = sum(len(block.data) for block in batch.blocks)
+    for given in batch.rows.values():
+        loose: Sequence[Row] = given
+        if isinstance(given, TensorRows):
+            total += sum(len(frame.body) for frame in given.frames)
+            loose = given.loose
+        total += _CELL_BYTES * sum(map(len, loose))
+        total += sum(len(text) for row in loose for text in row.values() if isinstance(text, str))
+    return total
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of batches of one writer that follow each other without a gap."""
     if len(batches) == 1:
@@ -71,7 +86,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         batches[0].writer,
         batches[0].first,
         batches[-1].next,
-        tuple(MetricBlock(series, b"".join(parts)) for series, parts in points.items()),
+        tuple(MetricBlock(series, b"".join(parts)).ascending() for series, parts in points.items()),
         together,
         max(beats, default=None),
     )

@@ -50,6 +50,15 @@ def sync_data(descriptor: int) -> None:
         os.fdatasync(descriptor)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Return when what was written to a file by anyone is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync_data(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(path: str) -> None:
     """Return when the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

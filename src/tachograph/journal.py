@@ -38,6 +38,7 @@ kind    name    body
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -156,6 +157,7 @@ class JournalWriter:
         self.problem: str | None = None
         self.first_seqs: list[int] = []  # first seq of each part, from part 0
         self.waiting_parts = 0  # parts before the current one that still exist
+        self._synced_part = -1  # the part that was the last one at the last sync
         self._full_bytes = 0  # of the parts before the current one
         self._facts = dict(facts)
         self._sync_each = sync_each
@@ -337,11 +339,18 @@ class JournalWriter:
     def sync(self) -> None:
         """Return when all records so far are on the disk."""
         with self.lock:
-            descriptor = os.dup(self.descriptor) if self.descriptor >= 0 else -1
-        if descriptor >= 0:  # outside the lock: a flush can take long
-            try:
+            part, descriptor = self.part, os.dup(self.descriptor) if self.descriptor >= 0 else -1
+        try:  # outside the lock: a flush can take long
+            for closed in range(max(0, self._synced_part), part):
+                with contextlib.suppress(FileNotFoundError):  # all stores have it
+                    host.sync_file(part_path(self.folder, self.writer, closed))
+            if self._synced_part < part:
+                host.sync_folder(str(self.folder))
+            if descriptor >= 0:
                 host.sync_data(descriptor)
-            finally:
+            self._synced_part = part
+        finally:
+            if descriptor >= 0:
                 os.close(descriptor)
 
     def is_unlinked(self) -> bool:

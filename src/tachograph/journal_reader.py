@@ -6,17 +6,16 @@ Knows the format of `journal`, and nothing of stores.
 from __future__ import annotations
 
 import json
-import operator
 import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from tachograph.batches import complete_row, join
+from tachograph.batches import complete_row, join, weight
 from tachograph.journal import (
     CRC,
     DERIVED,
@@ -43,6 +42,7 @@ _NOT_ZERO = re.compile(rb"[^\0]")
 _SMALLEST = 13
 _LEAST_READ = 256
 _MOST_READ = 1 << 20
+_UNPACKED = 8  # times the size of a batch: what received ones may take when they are unpacked
 _ROW_AT = 9  # of a frame: behind length, kind and series
 
 
@@ -79,16 +79,9 @@ class _Points:
 
     def block(self, start: int) -> tuple[MetricBlock, int]:
         """The rows from record `start` on, in order, and the number after the last of them."""
-        block = MetricBlock(self._series, bytes(self._rows))
-        seqs = [*block.seqs()]
-        if any(map(operator.gt, seqs, seqs[1:])):  # a signal handler logged inside a log call
-            rows = sorted(_cut(block.data, block.row_bytes), key=_seq_of)
-            block, seqs = MetricBlock(self._series, b"".join(rows)), sorted(seqs)
-        return block.since(start), seqs[-1] + 1
-
-
-def _cut(data: bytes, size: int) -> list[bytes]:
-    return [data[at : at + size] for at in range(0, len(data), size)]
+        # A signal handler that logged inside a log call has written before that call.
+        block = MetricBlock(self._series, bytes(self._rows)).ascending()
+        return block.since(start), block.seqs()[-1] + 1
 
 
 def _seq_of(row: bytes) -> int:
@@ -112,6 +105,26 @@ class _Derived:
         blocks = (MetricBlock.pack(series, rows) for series, rows in self.rows.items())
         # From 0: numbers may be missing, and what a store has of them it leaves out.
         return Batch(writer, 0, self.next, tuple(blocks))
+
+
+@dataclass(slots=True)
+class _Received:
+    """What the journal carries of a writer whose batches were received."""
+
+    parts: list[Batch] = field(default_factory=list)
+    heartbeat: int | None = None
+
+    def add(self, batch: Batch) -> None:
+        if batch.heartbeat is not None:
+            self.heartbeat = max(self.heartbeat or 0, batch.heartbeat)
+        if self.parts:  # one that was not acknowledged has come again
+            batch = batch.since(self.parts[-1].next)
+        if batch.first < batch.next:
+            self.parts.append(batch)
+
+    def batch(self, writer: str) -> Batch:
+        whole = join(self.parts) if self.parts else Batch(writer, 0, 0)
+        return replace(whole, heartbeat=self.heartbeat)
 
 
 class JournalReader:
@@ -157,8 +170,9 @@ class JournalReader:
         self._rows: dict[str, list[Row]] = {}
         self._statistics = TensorRows()
         self._derived: dict[str, _Derived] = {}
-        self._received: dict[str, list[Batch]] = {}
+        self._received: dict[str, _Received] = {}
         self._ready: list[Batch] = []
+        self._room = 0
 
     def read(self, max_bytes: int, *, whole: bool = False) -> Batch | None:
         """The next batch of about `max_bytes` of journal; None where nothing is there yet.
@@ -168,7 +182,8 @@ class JournalReader:
         if self._ready:
             return self._ready.pop(0)
         first, budget = self.next, max_bytes
-        while budget > 0 or self.next == first:
+        self._room = _UNPACKED * max_bytes
+        while (budget > 0 and self._room > 0) or self.next == first:
             read = self._read_part(min(max(budget, _LEAST_READ), _MOST_READ), whole)
             budget -= read
             if not read and not self._next_part():
@@ -177,6 +192,10 @@ class JournalReader:
             return None
         self._ready = self._build(first)
         return self._ready.pop(0)
+
+    def skip(self, seq: int) -> None:
+        """Pass over records before this sequence number, of those that are not read yet."""
+        self._start = max(self._start, seq)
 
     def waiting_bytes(self) -> int:
         """Bytes that are not read yet."""
@@ -227,6 +246,8 @@ class JournalReader:
                 if end is None:
                     break
             offset = end
+            if self._room <= 0:
+                break
         self._offset += offset
         return offset
 
@@ -325,7 +346,8 @@ class JournalReader:
             derived.add(Series.from_facts(record), record["rows"])
         elif kind == RECEIVED and seq >= self._start:
             batch = decode(decompress(body, MAX_FRAME * 16), trusted=True)
-            self._received.setdefault(batch.writer, []).append(batch)
+            self._received.setdefault(batch.writer, _Received()).add(batch)
+            self._room -= weight(batch)
         self.next = max(self.next, seq + 1)
 
     def _take_rows(self, table: str, rows: Iterable[Row]) -> None:
@@ -350,7 +372,7 @@ class JournalReader:
             blocks.append(block)
             self.next = max(self.next, after)
         batches = [derived.batch(writer) for writer, derived in self._derived.items()]
-        batches += map(join, self._received.values())
+        batches += [received.batch(writer) for writer, received in self._received.items()]
         rows: dict[str, Sequence[Row]] = {**self._rows}
         if len(self._statistics):
             rows["tensors"] = self._statistics
@@ -410,6 +432,18 @@ def list_journals(folder: Path) -> dict[str, list[int]]:
         if match := _PART.fullmatch(name):
             found.setdefault(match["writer"], []).append(int(match["part"]))
     return found
+
+
+def first_record(folder: Path, writer: str) -> int | None:
+    """Number of the first record that a journal has, with all that follow it; None where it is gone.
+
+    Parts are deleted from the front, when all stores have them.
+    """
+    parts = list_parts(folder, writer)
+    if not parts or parts[-1] - parts[0] >= len(parts):
+        return None
+    first: int | None = read_header(part_path(folder, writer, parts[0])).get("first")
+    return first
 
 
 def read_header(path: Path) -> dict[str, Any]:

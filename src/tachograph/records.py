@@ -7,10 +7,13 @@ a test keeps the two equal.
 from __future__ import annotations
 
 import math
+import operator
 import os
 import re
 import struct
+import sys
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -294,6 +297,14 @@ class Series:
         return cls(facts["run_id"], names, facts["context"], facts["rank"], facts["attempt"])
 
 
+def words(typecode: Literal["q", "Q", "d"], data: bytes | bytearray) -> array[Any]:
+    """Little-endian words of 64 bits: integers with or without a sign, or floats."""
+    found: array[Any] = array(typecode, bytes(data))
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
+
+
 _HEAD = "qqqd"  # seq, time in ns since 1970, step, epoch; NaN is 'no epoch'
 
 
@@ -361,10 +372,19 @@ class MetricBlock:
         """Yield ``(seq, time in ns, step or NO_STEP, epoch or NaN, *values)``."""
         return self.row_struct(len(self.series.names)).iter_unpack(self.data)
 
-    def seqs(self) -> Iterator[int]:
-        """Yield the sequence number of each row."""
-        layout = f"<q{self.row_bytes - 8}x"
-        return (seq for (seq,) in struct.iter_unpack(layout, self.data))
+    def seqs(self) -> list[int]:
+        """The sequence number of each row."""
+        return words("q", self.data)[:: self.row_bytes // 8].tolist()
+
+    def ascending(self) -> MetricBlock:
+        """The block with its rows in ascending order of sequence numbers."""
+        seqs = self.seqs()
+        if all(map(operator.le, seqs, seqs[1:])):
+            return self
+        size = self.row_bytes
+        order = sorted(range(len(seqs)), key=seqs.__getitem__)
+        rows = [self.data[row * size : (row + 1) * size] for row in order]
+        return MetricBlock(self.series, b"".join(rows))
 
     def since(self, seq: int) -> MetricBlock:
         """The rows whose sequence number is at least `seq`; rows are in ascending order."""

@@ -25,32 +25,39 @@ Both are sent with ``Content-Encoding: deflate`` (zlib, RFC 1950).
 
 from __future__ import annotations
 
-import json
 import math
 import operator
-import re
 import struct
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from tachograph.batches import complete_row
 from tachograph.errors import RecordError, TooLarge, WireError
-from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
+from tachograph.records import TABLES, Batch, MetricBlock, Row, Series, words
 from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
+from tachograph.values import json_text
+from tachograph.wire_checks import check, check_names, whole
+from tachograph.wire_json import read_json
 
 MAGIC = b"TGB1"
 MEDIA_TYPE = "application/vnd.tachograph.batch"
 _LENGTH = struct.Struct("<I")
 _MASK = (1 << 64) - 1
-_DELTAS = 3  # columns of a row that hold differences
+_WORD = 8
 _HEAD_BYTES = 32
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_IDS = ("run_id", "parent_id", "root_id")
-_MOST_NAMES = 100_000
-_LIMITS = {"rank": 1 << 31, "attempt": 1 << 31}
+_DELTA_BYTES = 3 * _WORD  # of a row: the columns that hold differences
+_OF_BATCH = frozenset(["writer", "first", "next", "heartbeat", "points", "tensors", "rows"])
+_OF_SERIES = frozenset(["run_id", "names", "context", "rank", "attempt"])
+_OF_TENSORS = frozenset(["run_id", "rank", "attempt", "tensors", "frames"])
+_NOT_SENT = ("metrics", "summaries")  # they follow from the points
+# What a document that is no batch raises while it is taken apart.
+_MISFITS = (
+    *(KeyError, TypeError, ValueError, AttributeError, OverflowError),
+    *(RecordError, struct.error),
+)
 
 # ---------------------------------------------------------------------------- bytes
 
@@ -98,7 +105,7 @@ def encode(batch: Batch) -> bytes:
         ],
         "rows": rows,
     }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json_text(header).encode()
     points = [_to_planes(block) for block in batch.blocks]
     return b"".join((MAGIC, _LENGTH.pack(len(text)), text, *points, *bodies))
 
@@ -125,11 +132,9 @@ def decode(payload: bytes, *, trusted: bool = False) -> Batch:
     header = read_json(payload[8:start])
     try:
         batch = _from_header(header, payload, start)
-    except WireError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecordError) as error:
-        raise WireError(f"the header does not describe a batch: {_said(error)}") from error
-    return batch if trusted else check(batch)
+        return batch if trusted else check(batch)
+    except _MISFITS as error:
+        raise _wire_error("header", error) from error
 
 
 def from_json(document: Any) -> Batch:
@@ -147,78 +152,85 @@ def from_json(document: Any) -> Batch:
     try:
         if document.get("tensors"):
             raise WireError("in JSON, statistics of tensors are rows of the table 'tensors'")
-        blocks = tuple(_json_block(entry) for entry in document.get("points") or ())
-        batch = _batch(document, blocks, TensorRows())
-    except WireError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
-        raise WireError(f"the document does not describe a batch: {_said(error)}") from error
-    return check(batch)
+        blocks = tuple(_json_block(entry) for entry in _listed(document, "points"))
+        return check(_batch(document, blocks, TensorRows()))
+    except _MISFITS as error:
+        raise _wire_error("document", error) from error
 
 
-def read_json(text: bytes) -> Any:
-    """A JSON document; WireError where it is none, or nested too deeply."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"this is no JSON: {_said(error)}") from error
+def _wire_error(what: str, error: Exception) -> WireError:
+    if isinstance(error, WireError):
+        return error
+    said = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+    return WireError(f"the {what} does not describe a batch: {said!r:.200}")
 
 
 # ---------------------------------------------------------------------------- points
 
 
 def _to_planes(block: MetricBlock) -> bytes:
-    data, size, width = block.data, block.row_bytes, block.row_bytes // 8
-    if not data:
-        return b""
-    words = memoryview(data).cast("q")
-    changed = bytearray(data)
-    seqs, steps = words[0::width].tolist(), words[2::width].tolist()
-    times = [time // 1000 for time in words[1::width].tolist()]
-    for column, values in enumerate((seqs, times, steps)):
-        deltas = map(_MASK.__and__, map(operator.sub, values[1:], values))
-        packed = array("Q", (values[0] & _MASK, *deltas)).tobytes()
-        for byte in range(8):
-            changed[8 * column + byte :: size] = packed[byte::8]
-    return b"".join([changed[byte::size] for byte in range(size)])
+    data, size = block.data, block.row_bytes
+    numbers = words("q", data)
+    seqs, times, steps = (numbers[column :: size // _WORD].tolist() for column in range(3))
+    times = [time // 1000 for time in times]
+    packed = [_differences(values) for values in (seqs, times, steps)]
+    planes = [column[byte::_WORD] for column in packed for byte in range(_WORD)]
+    return b"".join((*planes, *(data[byte::size] for byte in range(_DELTA_BYTES, size))))
 
 
 def _from_planes(planes: bytes, size: int) -> bytes:
     count = len(planes) // size
     data = bytearray(len(planes))
-    for byte in range(size):
-        data[byte::size] = planes[byte * count : (byte + 1) * count]
-    if not count:
-        return b""
-    for column in range(_DELTAS):
-        deltas = array("Q", bytes(8 * count))
-        view = memoryview(deltas).cast("B")
-        for byte in range(8):
-            view[byte::8] = data[8 * column + byte :: size]
-        values = [value & _MASK for value in accumulate(deltas)]
+    for column in range(_DELTA_BYTES // _WORD):
+        start = column * _WORD * count
+        values = _sums(planes[start : start + _WORD * count])
         if column == 1:
-            values = [_signed(value) * 1000 & _MASK for value in values]
-        packed = array("Q", values).tobytes()
-        for byte in range(8):
-            data[8 * column + byte :: size] = packed[byte::8]
+            values = _packed("q", [time * 1000 for time in words("q", values)])
+        for byte in range(_WORD):
+            data[column * _WORD + byte :: size] = values[byte::_WORD]
+    for byte in range(_DELTA_BYTES, size):
+        data[byte::size] = planes[byte * count : (byte + 1) * count]
     return bytes(data)
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+def _differences(values: list[int]) -> bytes:
+    """Each number's difference from the one before, modulo 2**64."""
+    differences = [*values[:1], *map(operator.sub, values[1:], values)]
+    try:
+        return _packed("q", differences)
+    except OverflowError:  # two neighbours lie more than 2**63 apart
+        return _packed("Q", [number & _MASK for number in differences])
+
+
+def _sums(planes: bytes) -> bytes:
+    """Undo `_differences`, of bytes that lie in planes."""
+    together = bytearray(len(planes))
+    count = len(planes) // _WORD
+    for byte in range(_WORD):
+        together[byte::_WORD] = planes[byte * count : (byte + 1) * count]
+    differences = words("q", together)
+    try:
+        return _packed("q", list(accumulate(differences)))
+    except OverflowError:
+        return _packed("Q", [number & _MASK for number in accumulate(differences)])
+
+
+def _packed(typecode: Literal["q", "Q"], values: list[int]) -> bytes:
+    """Undo `words`."""
+    return words(typecode, array(typecode, values).tobytes()).tobytes()
 
 
 def _json_block(entry: Mapping[str, Any]) -> MetricBlock:
-    series = _series(entry)
-    rows = [
-        (seq, time, step, epoch, [_number(value) for value in values])
-        for seq, time, step, epoch, values in entry["rows"]
-    ]
+    series = _series(entry, "rows")
+    rows = []
+    for seq, time, step, epoch, values in _listed(entry, "rows"):
+        at = None if step is None else whole("step", step)
+        rows.append((whole("seq", seq), whole("time", time), at, epoch, [*map(_number, values)]))
     return MetricBlock.pack(series, rows)
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+    if isinstance(value, bool) or (isinstance(value, str) and value not in ("nan", "inf", "-inf")):
         raise WireError(f"{value!r:.40} is not a number, 'nan', 'inf' or '-inf'")
     return float(value)
 
@@ -238,39 +250,46 @@ def _split_rows(
             loose = given.loose
             for frame in given.frames:
                 packed.setdefault(id(frame.series), (frame.series, []))[1].append(frame)
-        if short := [_short(row) for row in loose]:
+        # A signal handler that recorded within a call has written before that call.
+        if short := [_short(row) for row in sorted(loose, key=operator.itemgetter("seq"))]:
             rows[table] = short
     return [*packed.values()], rows
 
 
 def _short(row: Row) -> Row:
-    return {name: value for name, value in row.items() if value is not None and name != "writer"}
+    """What of a row is not NULL; a float that is no number is, to every store."""
+    return {
+        name: value
+        for name, value in row.items()
+        if value is not None
+        and name != "writer"
+        and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def _from_header(header: Mapping[str, Any], payload: bytes, start: int) -> Batch:
     blocks, at = [], start
-    for entry in header["points"]:
-        series, count = _series(entry), _whole(entry["count"])
+    for entry in _listed(header, "points"):
+        series, count = _series(entry, "count"), whole("count", entry["count"])
         size = _HEAD_BYTES + 8 * len(series.names)
         if count < 0 or at + count * size > len(payload):
-            raise WireError(f"the body ends within the points of run {series.run_id}")
-        data = _from_planes(payload[at : at + count * size], size)
-        blocks.append(MetricBlock(series, data))
+            raise WireError("the body ends within the points that the header names")
+        blocks.append(MetricBlock(series, _from_planes(payload[at : at + count * size], size)))
         at += count * size
     frames = []
-    for entry in header["tensors"]:
+    for entry in _listed(header, "tensors"):
+        check_names("statistics", entry, _OF_TENSORS)
         tensors = TensorSeries.from_facts(entry)
-        for seq, size in entry["frames"]:
-            if not 0 <= _whole(size) <= len(payload) - at:
-                raise WireError(f"the body ends within the statistics of run {tensors.run_id}")
-            frames.append(
-                TensorFrame(tensors, header["writer"], _whole(seq), payload[at : at + size])
-            )
+        for seq, size in _listed(entry, "frames"):
+            if not 0 <= whole("bytes", size) <= len(payload) - at:
+                raise WireError("the body ends within the statistics that the header names")
+            body = payload[at : at + size]
+            frames.append(TensorFrame(tensors, header["writer"], whole("seq", seq), body))
             at += size
     if at != len(payload):
         raise WireError(f"{len(payload) - at} bytes follow what the header describes")
     packed = TensorRows()
-    for frame in sorted(frames, key=lambda frame: frame.seq):
+    for frame in sorted(frames, key=operator.attrgetter("seq")):
         packed.add(frame)
     return _batch(header, tuple(blocks), packed)
 
@@ -278,12 +297,13 @@ def _from_header(header: Mapping[str, Any], payload: bytes, start: int) -> Batch
 def _batch(
     header: Mapping[str, Any], blocks: tuple[MetricBlock, ...], tensors: TensorRows
 ) -> Batch:
+    check_names("a batch", header, _OF_BATCH)
     writer = header["writer"]
     rows: dict[str, Sequence[Row]] = {}
     for table, given in (header.get("rows") or {}).items():
-        if table not in TABLES or table in ("metrics", "summaries"):
+        if table not in TABLES or table in _NOT_SENT:
             raise WireError(f"a batch has no rows of a table {table!r:.40}")
-        done = [complete_row(table, row, writer, _whole(row["seq"])) for row in given]
+        done = [_complete(table, row, writer) for row in given]
         if table == "tensors":
             for row in done:
                 tensors.add(row)
@@ -291,133 +311,30 @@ def _batch(
             rows[table] = done
     if len(tensors):
         rows["tensors"] = tensors
+    first, after = whole("first", header["first"]), whole("next", header["next"])
     heartbeat = header.get("heartbeat")
-    beat = None if heartbeat is None else _whole(heartbeat)
-    return Batch(writer, _whole(header["first"]), _whole(header["next"]), blocks, rows, beat)
+    beat = None if heartbeat is None else whole("heartbeat", heartbeat)
+    return Batch(writer, first, after, blocks, rows, beat)
 
 
-def _series(entry: Mapping[str, Any]) -> Series:
+def _complete(table: str, row: Row, writer: str) -> Row:
+    if row.get("writer", writer) != writer:
+        raise WireError(f"a row of {table} is of another writer than the batch")
+    return complete_row(table, row, writer, whole("seq", row["seq"]))
+
+
+def _series(entry: Mapping[str, Any], *more: str) -> Series:
+    check_names("points", entry, _OF_SERIES.union(more))
     facts = {"context": "{}", "rank": 0, "attempt": 1, **entry}
     if isinstance(facts["context"], dict):
-        facts["context"] = json.dumps(facts["context"], sort_keys=True, separators=(",", ":"))
-    if not isinstance(facts["names"], list | tuple) or not 0 < len(facts["names"]) <= _MOST_NAMES:
-        raise WireError(f"'names' lists 1 to {_MOST_NAMES} metrics")
+        facts["context"] = json_text(facts["context"])
+    if not _listed(facts, "names"):
+        raise WireError("points have at least one name")
     return Series.from_facts(facts)
 
 
-# ---------------------------------------------------------------------------- checks
-
-
-def check(batch: Batch) -> Batch:
-    """Return the batch, or raise WireError where a store could stumble over it."""
-    _check_id("writer", batch.writer)
-    if not 0 <= batch.first <= batch.next < 1 << 38:
-        raise WireError(f"records {batch.first} to {batch.next} are no range")
-    for block in batch.blocks:
-        _check_series(block.series)
-        _check_seqs(batch, [*block.seqs()], f"points of run {block.series.run_id}")
-    for table, given in batch.rows.items():
-        rows: Sequence[Row] = given
-        if isinstance(given, TensorRows):
-            for frame in given.frames:
-                _check_tensors(frame.series)
-            _check_seqs(batch, [frame.seq for frame in given.frames], "statistics of tensors")
-            rows = given.loose
-        for row in rows:
-            _check_row(table, row)
-        _check_seqs(batch, [row["seq"] for row in rows], f"rows of {table}")
-    return batch
-
-
-def _check_seqs(batch: Batch, seqs: list[int], what: str) -> None:
-    if not seqs:
-        return
-    if any(map(operator.gt, seqs, seqs[1:])):
-        raise WireError(f"the {what} are not in order of their sequence numbers")
-    if seqs[0] < batch.first or seqs[-1] >= batch.next:
-        raise WireError(f"the {what} are not all within records {batch.first} to {batch.next - 1}")
-
-
-def _check_series(series: Series) -> None:
-    _check_id("run_id", series.run_id)
-    _check_json("context", series.context)
-    for name in series.names:
-        _check_text("names", name)
-    if len(set(series.names)) != len(series.names):
-        raise WireError(f"a series of run {series.run_id} names a metric twice")
-    for name, value in (("rank", series.rank), ("attempt", series.attempt)):
-        if not 0 <= _whole(value) < _LIMITS[name]:
-            raise WireError(f"{name} {value} is out of range")
-
-
-def _check_tensors(series: TensorSeries) -> None:
-    _check_id("run_id", series.run_id)
-    for row in series.rows:
-        _check_row("tensors", row)
-
-
-def _check_row(table: str, row: Row) -> None:
-    columns = TABLES[table].columns
-    for name, value in row.items():
-        kind = columns.get(name)
-        if kind is None:
-            raise WireError(
-                f"table {table!r} has no column {name!r:.40}: the client may be newer than"
-                " this server"
-            )
-        if value is not None:
-            _CHECKS[kind](name, value)
-    for name in TABLES[table].key:
-        if row.get(name) is None:
-            raise WireError(f"a row of {table} has no {name!r}")
-    for name in _IDS:
-        if row.get(name) is not None:
-            _check_id(name, row[name])
-
-
-def _check_id(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise WireError(f"{name} {value!r:.80} is not 1 to 64 letters, digits, '_' or '-'")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise WireError(f"{name!r} is text, not {value!r:.40}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise WireError(f"{name!r} holds half of a character: {value!r:.40}") from None
-
-
-def _check_json(name: str, value: Any) -> None:
-    _check_text(name, value)
-    read_json(value.encode())
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if not -(1 << 63) <= _whole(value) < 1 << 63:
-        raise WireError(f"{name!r} does not fit into 64 bits: {value}")
-
-
-def _check_float(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f"{name!r} is a finite number, not {value!r:.40}")
-
-
-_CHECKS = {"text": _check_text, "json": _check_json, "int": _check_whole, "float": _check_float}
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise WireError(f"{value!r:.40} is not a whole number")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not in JSON")
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return f"{type(error).__name__}: {error}"[:200]
+def _listed(entry: Mapping[str, Any], name: str) -> Sequence[Any]:
+    found = entry.get(name, ())
+    if not isinstance(found, list | tuple):
+        raise WireError(f"{name!r} is a list, not {found!r:.40}")
+    return found
