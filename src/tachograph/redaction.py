@@ -106,7 +106,8 @@ _KNOWN = re.compile(
         gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
       | (?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])
       | sk-(?=[A-Za-z_-]{0,60}\d)[\w-]{20,} | (?:sk|rk)_live_\w{16,}
-      | tacho_[\w-]{40,} | hf_[A-Za-z0-9]{20,} | xox[abeoprs]-[\w-]{10,} | AIza[\w-]{30,} | ya29\.[\w-]{20,}
+      | hf_[A-Za-z0-9]{20,} | tacho_[\w-]{40,} | xox[abeoprs]-[\w-]{10,} | AIza[\w-]{30,}
+      | ya29\.[\w-]{20,}
       | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{40,} | dapi[0-9a-f]{32} | SG\.[\w-]{16,99}\.[\w-]{16,}
       | eyJ[\w-]{8,400}\.[\w-]{8,}(?:\.[\w-]*)? | eyJhcGlf[\w+/=-]{40,}
     )""",

@@ -13,13 +13,10 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 15.0
-"""Within which the head of a request must have come."""
+"""Within which the head of a request must have come, at most."""
 
 IDLE_SECONDS = 75
 """For which a connection is kept for another request."""
-
-STALL_SECONDS = 60.0
-"""After which an answer that its client does not take is given up."""
 
 SPARE = 64
 """Connections beyond `limit_concurrency`, which uvicorn answers with 503 before they are closed."""
@@ -28,6 +25,7 @@ SPARE = 64
 class Connection(H11Protocol):
     """One connection of a client."""
 
+    seconds = 60.0  # for what the client sends to come, and for an answer to be taken
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 
@@ -38,7 +36,7 @@ class Connection(H11Protocol):
         if most is not None and len(self.connections) > most + SPARE:
             transport.abort()
         else:
-            self._wait_for_head(HEAD_SECONDS)
+            self._wait_for_head(min(self.seconds, HEAD_SECONDS))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""
@@ -53,7 +51,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to take what it was sent."""
         super().pause_writing()
-        self._stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stall_timer = self.loop.call_later(self.seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The client takes it."""
@@ -75,3 +73,13 @@ class Connection(H11Protocol):
         for timer in (self._head_timer, self._stall_timer):
             if timer:
                 timer.cancel()
+
+
+def connection_class(seconds: float) -> type[Connection]:
+    """The class of connections that wait so long for their clients."""
+
+    class Patient(Connection):
+        pass
+
+    Patient.seconds = seconds
+    return Patient

@@ -24,7 +24,7 @@ from tachograph.errors import ConfigError, StoreError
 from tachograph.filesystems import is_network_path
 from tachograph.host import lock
 from tachograph.server.app import make_app
-from tachograph.server.connections import IDLE_SECONDS, Connection
+from tachograph.server.connections import IDLE_SECONDS, connection_class
 from tachograph.server.logs import set_up_logging
 from tachograph.server.settings import ServerSettings
 
@@ -91,7 +91,7 @@ def serve(settings: ServerSettings, listening: Listening, announce: Callable[[st
     app = make_app(settings)
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=connection_class(settings.limits.request_seconds),
         loop="asyncio",
         lifespan="off",  # run below, where what goes wrong comes out as it is
         ws="none",
