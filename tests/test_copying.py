@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tachograph import copying, registry
+from tachograph import portions, registry
 from tachograph.backends.base import Backend, Query, SupportsArtifacts
 from tachograph.copying import copy_store
 from tachograph.digests import digest_table
@@ -146,7 +146,7 @@ class _Breaking:
 
 def test_copy_cut_short_goes_on(open_new: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pages of a few points, broken off at every batch, the copy still gets complete."""
-    monkeypatch.setattr(copying, "PAGE", 4)
+    monkeypatch.setattr(portions, "PAGE", 4)
     source, destination = open_new("memory"), open_new("sqlite")
     fill(source)
     broken = 0
@@ -233,11 +233,11 @@ def test_files_are_copied_once(open_new: Opener, tmp_path: Path) -> None:
 
 def test_progress_counts_records(open_new: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress ends at the number of records that there were to send."""
-    monkeypatch.setattr(copying, "PAGE", 4)
+    monkeypatch.setattr(portions, "PAGE", 4)
     source, destination = open_new("memory"), open_new("memory")
     fill(source)
-    seen: list[tuple[int, int]] = []
-    copy_store(source, destination, progress=lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    copy_store(source, destination, progress=lambda *told: seen.append(told))
     assert seen == sorted(seen)
     assert len(seen) > 3
-    assert seen[-1] == (14, 14)
+    assert seen[-1] == ("records", 14, 14)

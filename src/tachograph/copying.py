@@ -12,30 +12,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tachograph import portions
 from tachograph.backends.base import Backend, Condition, Query, SupportsArtifacts
-from tachograph.digests import DIGESTED, add_digests, digest_table
 from tachograph.errors import RunNotFound, StoreError
 from tachograph.identity import derived_id
+from tachograph.patience import write_patiently
+from tachograph.proving import prove
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series, join_special
 from tachograph.table import Table
 
-PAGE = 100_000
-"""About so many points and records are in memory at once."""
-
-_CHUNK = 2000  # run ids in one condition
 _OF_RUNS = tuple(n for n in TABLES if n not in ("metrics", "summaries", "writers"))
 _POINT = (
     *("writer", "seq", "run_id", "name", "context", "rank", "attempt"),
     *("time", "step", "epoch", "value", "special"),
 )
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
+"""Told of 'records' and of 'files' (in bytes) how many were sent, of how many."""
+
 _Point = tuple[Any, ...]
 
 
@@ -52,7 +51,7 @@ class CopyReport:
     artifacts, artifact_bytes : int
         Files that were sent.
     digests : Table
-        table, source, destination: equal in each row.
+        table, source, destination: equal in each row; empty where nothing was proven.
     """
 
     runs: int = 0
@@ -95,6 +94,7 @@ def copy_store(
     *,
     run_ids: Iterable[str] | None = None,
     progress: Progress | None = None,
+    proven: bool = True,
 ) -> CopyReport:
     """Copy runs with everything that belongs to them.
 
@@ -105,7 +105,10 @@ def copy_store(
     run_ids : iterable of str, optional
         These runs and their descendants; all by default.
     progress : callable, optional
-        Called with the records done and the records to do.
+        Called with what is sent, 'records' or 'files', how much was, and how much there is.
+    proven : bool, default True
+        Compare digests of both afterwards. A source that is being written, or a destination
+        where the runs were edited, would not pass.
 
     Raises
     ------
@@ -116,66 +119,91 @@ def copy_store(
         meanwhile, or the destination holds the same runs with other content.
     """
     chosen = None if run_ids is None else _families(source, list(run_ids))
-    copy = _Copy(source, destination, chosen)
+    copy = _Copy(source, destination, chosen, progress or _nobody)
     copy.send_artifacts()
-    copy.send_records(progress)
-    return copy.prove()
+    copy.send_records()
+    runs = _run_ids(source) if chosen is None else chosen
+    copy.report.runs = len(runs)
+    if proven:
+        copy.report.digests = prove(source, destination, runs, copy.longest)
+    return copy.report
 
 
 class _Copy:
     """One copy under way: what both stores had of each writer when it began, and what was sent."""
 
-    def __init__(self, source: Backend, destination: Backend, chosen: list[str] | None) -> None:
+    def __init__(
+        self,
+        source: Backend,
+        destination: Backend,
+        chosen: list[str] | None,
+        progress: Progress,
+    ) -> None:
         self.source = source
         self.destination = destination
         self.chosen = chosen
         self.report = CopyReport()
+        self._progress = progress
         self._ends = _cursors(source)
         self._had = _cursors(destination)
         self._sent = dict(self._had)
         self._targets: dict[tuple[str, str], str] = {}
+        self._runs_of: dict[str, set[str]] = {}
         if chosen is not None:
-            writers = _writers_of(source, chosen)
-            self._ends = {writer: end for writer, end in self._ends.items() if writer in writers}
+            self._runs_of = _runs_by_writer(source, chosen)
+            self._ends = {one: end for one, end in self._ends.items() if one in self._runs_of}
+
+    @property
+    def longest(self) -> int:
+        """How many records the longest writer has."""
+        return max(self._ends.values(), default=0)
 
     # ------------------------------------------------------------------ records
 
-    def send_records(self, progress: Progress | None) -> None:
+    def send_records(self) -> None:
         """Send what the destination does not have, page by page."""
         pages = list(self._pages())
         total = sum(page.records for page in pages)
         for page in pages:
             for batch in self._batches(page):
-                self.destination.write(batch)
+                write_patiently(self.destination, batch)
                 self._sent[batch.writer] = batch.next
                 self.report.points += batch.points
                 self.report.rows += sum(map(len, batch.rows.values()))
             self.report.records += page.records
-            if progress:
-                progress(self.report.records, total)
+            self._progress("records", self.report.records, total)
 
     def _pages(self) -> Iterator[_Page]:
         """Ranges of records that fit into memory: many small writers at once, or part of one."""
-        points = _points_per(self.source, "writer")
+        starts = {
+            writer: start
+            for writer, end in sorted(self._ends.items())
+            if (start := self._start(writer)) < end
+        }
+        points = portions.weights(self.source, "writer", list(starts))
         group: dict[str, int] = {}
-        room = PAGE
-        for writer, end in sorted(self._ends.items()):
-            start = self._had.get(writer, 0)
-            if start >= end:
-                continue
+        room = portions.PAGE
+        for writer, start in starts.items():
+            end = self._ends[writer]
             per_record = 1 + points[writer] / end
-            if (weight := round(per_record * (end - start))) > PAGE:
-                size = max(1, round(PAGE / per_record))
+            if (weight := round(per_record * (end - start))) > portions.PAGE:
+                size = max(1, round(portions.PAGE / per_record))
                 for first in range(start, end, size):
                     yield _Page({writer: first}, {writer: min(first + size, end)})
                 continue
             if weight > room:
                 yield self._page(group)
-                group, room = {}, PAGE
+                group, room = {}, portions.PAGE
             group[writer] = start
             room -= weight
         if group:
             yield self._page(group)
+
+    def _start(self, writer: str) -> int:
+        """The first record of a writer that the destination may not have."""
+        derived = (self._derived(writer, run_id) for run_id in self._runs_of.get(writer, ()))
+        had = min((self._had.get(one, 0) for one in derived), default=0)
+        return max(had, self._had.get(writer, 0))
 
     def _page(self, first: Mapping[str, int]) -> _Page:
         return _Page(first, {writer: self._ends[writer] for writer in first})
@@ -190,12 +218,13 @@ class _Copy:
             if target := self._target(row["writer"], row["seq"], row["run_id"]):
                 changed = row | {"writer": target}
                 rows.setdefault(target, {}).setdefault(table, []).append(changed)
+        used = points.keys() | rows.keys()
         for row in self._writers(page):
-            for target in self._names(row["writer"], points.keys() | rows.keys()):
+            for target in self._names(row["writer"], used, page):
                 if introduced := self._introduction(row, target, page):
                     rows.setdefault(target, {})["writers"] = [introduced]
         for writer, end in page.next.items():
-            for target in self._names(writer, points.keys() | rows.keys()):
+            for target in self._names(writer, used, page):
                 yield self._batch(target, end, points.get(target, ()), rows.get(target, {}))
 
     def _batch(
@@ -215,18 +244,29 @@ class _Copy:
 
     def _target(self, writer: str, seq: int, run_id: str) -> str | None:
         """Under which writer a record goes; None where the destination has it."""
-        derived = self._targets.get((writer, run_id))
-        if derived is None:
-            derived = self._targets[writer, run_id] = derived_id(writer, run_id)
+        derived = self._derived(writer, run_id)
         if seq < max(self._had.get(writer, 0), self._had.get(derived, 0)):
             return None
         return writer if self.chosen is None else derived
 
-    def _names(self, writer: str, used: Collection[str]) -> list[str]:
-        """The writers that stand for one of the source in a page."""
+    def _derived(self, writer: str, run_id: str) -> str:
+        """The writer that stands for one of the source in a copy of chosen runs."""
+        known = self._targets.get((writer, run_id))
+        if known is None:
+            known = self._targets[writer, run_id] = derived_id(writer, run_id)
+        return known
+
+    def _names(self, writer: str, used: Collection[str], page: _Page) -> list[str]:
+        """The writers that stand for one of the source in a page; with the last page all of them.
+
+        So the destination knows of each that it has everything.
+        """
         if self.chosen is None:
             return [writer]
-        return sorted({self._targets.get((writer, run), "") for run in self.chosen} & set(used))
+        names = {self._derived(writer, run_id) for run_id in self._runs_of[writer]}
+        if page.next[writer] < self._ends[writer]:
+            names &= set(used)
+        return sorted(one for one in names if self._sent.get(one, 0) < page.next[writer])
 
     # ------------------------------------------------------------------ reading
 
@@ -240,10 +280,10 @@ class _Copy:
                 yield table, dict(zip(columns, values, strict=True))
 
     def _read(self, table: str, page: _Page, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        for runs in [None] if self.chosen is None else _chunks(self.chosen):
+        for runs in [None] if self.chosen is None else portions.chunks(self.chosen):
             where = page.conditions()
             if runs is not None:
-                where.append(_any_of(runs))
+                where.append(portions.one_of("run_id", runs))
             found = self.source.read(Query(table, where, columns, raw=True))
             yield from zip(*(found[name] for name in columns), strict=True)
 
@@ -262,7 +302,7 @@ class _Copy:
             return
         kept = dict(source.list_artifacts())
         if self.chosen is not None:
-            kept = {sha256: size for sha256, size in kept.items() if sha256 in self._files()}
+            kept = {sha256: kept[sha256] for sha256 in self._files() & kept.keys()}
         if not kept:
             return
         if not isinstance(destination, SupportsArtifacts):
@@ -270,8 +310,10 @@ class _Copy:
                 f"{destination.url} keeps no files, and {len(kept)} belong to the runs"
             )
         there = {sha256 for sha256, _ in destination.list_artifacts()}
+        missing = sorted(kept.keys() - there)
+        total = sum(kept[sha256] for sha256 in missing)
         with tempfile.TemporaryDirectory() as folder:
-            for sha256 in sorted(kept.keys() - there):
+            for sha256 in missing:
                 path = Path(folder, sha256)
                 with source.open_artifact(sha256) as content, path.open("wb") as file:
                     shutil.copyfileobj(content, file)
@@ -279,64 +321,14 @@ class _Copy:
                 path.unlink()
                 self.report.artifacts += 1
                 self.report.artifact_bytes += kept[sha256]
+                self._progress("files", self.report.artifact_bytes, total)
 
     def _files(self) -> set[str]:
         found: set[str] = set()
-        for runs in _chunks(self.chosen or []):
-            where = [_any_of(runs)]
+        for runs in portions.chunks(self.chosen or []):
+            where = [portions.one_of("run_id", runs)]
             found |= set(self.source.read(Query("artifacts", where, ["sha256"]))["sha256"])
         return found
-
-    # ------------------------------------------------------------------ proof
-
-    def prove(self) -> CopyReport:
-        """Compare both stores, table by table."""
-        runs = _run_ids(self.source) if self.chosen is None else self.chosen
-        self.report.runs = len(runs)
-        keyed = [[_any_of(some)] for some in _chunks(runs)]
-        growing = list(self._parts(runs))
-
-        def digest(store: Backend, table: str) -> str:
-            parts = keyed if table in TABLES and not TABLES[table].grows else growing
-            # A copy of chosen runs has writers of its own, so they are left out.
-            return add_digests(
-                digest_table(store, table, part, without=["writer"]) for part in parts
-            )
-
-        here = [digest(self.source, table) for table in DIGESTED]
-        there = [digest(self.destination, table) for table in DIGESTED]
-        self.report.digests = Table({"table": DIGESTED, "source": here, "destination": there})
-        differing = [
-            row["table"] for row in self.report.digests if row["source"] != row["destination"]
-        ]
-        if differing:
-            raise StoreError(
-                f"{self.destination.url} differs from {self.source.url} in {', '.join(differing)}:"
-                " either the source was written meanwhile (copy again), or the destination had"
-                " changes of its own to the same runs"
-            )
-        return self.report
-
-    def _parts(self, runs: Sequence[str]) -> Iterator[list[Condition]]:
-        """Conditions that cut the points of these runs into pieces that fit into memory."""
-        points = _points_per(self.source, "run_id")
-        last = max(self._ends.values(), default=0)
-        small: list[str] = []
-        room = PAGE
-        for run_id in runs:
-            if (count := points[run_id]) > PAGE:
-                size = -(-last * PAGE // count)
-                for first in range(0, last, size):
-                    seqs = [Condition("seq", ">=", first), Condition("seq", "<", first + size)]
-                    yield [_any_of([run_id]), *seqs]
-                continue
-            if count > room or len(small) == _CHUNK:
-                yield [_any_of(small)]
-                small, room = [], PAGE
-            small.append(run_id)
-            room -= count
-        if small:
-            yield [_any_of(small)]
 
 
 # ---------------------------------------------------------------------------- helpers
@@ -367,9 +359,8 @@ def _first(pair: tuple[Any, Any]) -> Any:
     return first[0] if isinstance(first, tuple) else first
 
 
-def _chunks(run_ids: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(run_ids), _CHUNK):
-        yield list(run_ids[start : start + _CHUNK])
+def _nobody(what: str, done: int, total: int) -> None:
+    """Whom progress is told where nobody asked for it."""
 
 
 def _cursors(backend: Backend) -> dict[str, int]:
@@ -381,27 +372,16 @@ def _run_ids(backend: Backend) -> list[str]:
     return list(backend.read(Query("runs", columns=["run_id"]))["run_id"])
 
 
-def _points_per(backend: Backend, column: str) -> Counter[str]:
-    """How many points each writer or run has, and rows of tensors, which are as many."""
-    found = backend.read(Query("summaries", columns=[column, "count"], raw=True))
-    points: Counter[str] = Counter()
-    for one, count in zip(found[column], found["count"], strict=True):
-        points[one] += count
-    points.update(backend.read(Query("tensors", columns=[column], raw=True))[column])
-    return points
-
-
-def _any_of(run_ids: Sequence[str]) -> Condition:
-    return Condition("run_id", "in", list(run_ids))
-
-
-def _writers_of(backend: Backend, run_ids: Sequence[str]) -> set[str]:
-    writers: set[str] = set()
-    for runs in _chunks(run_ids):
+def _runs_by_writer(backend: Backend, run_ids: Sequence[str]) -> dict[str, set[str]]:
+    """Writers that recorded something about these runs, each with those it did."""
+    pairs: dict[str, set[str]] = {}
+    for runs in portions.chunks(run_ids):
+        where = [portions.one_of("run_id", runs)]
         for table in (*_OF_RUNS, "summaries"):
-            where = [_any_of(runs)]
-            writers |= set(backend.read(Query(table, where, ["writer"], raw=True))["writer"])
-    return writers
+            found = backend.read(Query(table, where, ["writer", "run_id"], raw=True))
+            for writer, run_id in set(zip(found["writer"], found["run_id"], strict=True)):
+                pairs.setdefault(writer, set()).add(run_id)
+    return pairs
 
 
 def _families(backend: Backend, run_ids: Sequence[str]) -> list[str]:
