@@ -105,29 +105,23 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
             The server did not take it, or part of it; the same batch may be sent again. Busy says
             when, AccessDenied that a token is missing.
         """
-        rest = batch
-        while True:
-            expected, done = self._write_some(rest)
-            if done >= batch.next:
-                return expected
-            rest = batch.since(done)
-
-    def _write_some(self, batch: Batch) -> tuple[int, int]:
-        """Send as much of a batch as goes into a request.
-
-        Returns what the server expects next, and up to which record it has the batch.
-        """
-        while True:
+        piece, payload = cut(batch, self._pace.size)
+        if piece.next < batch.next:  # an attempt before this one may have brought a part there
+            batch = batch.since(self._send(*cut(Batch(batch.writer, batch.first, batch.first), 1)))
             piece, payload = cut(batch, self._pace.size)
+        while True:
             try:
                 expected = self._send(piece, payload)
-                return expected, max(expected, piece.next)
+                if max(expected, piece.next) >= batch.next:
+                    return expected
+                batch = batch.since(max(expected, piece.next))
             except TooLarge as error:
-                self._pace.failed(len(payload))
+                self._pace.refused(len(payload))
                 if piece.next - piece.first <= 1:
                     raise StoreError(f"record {piece.first} of {batch.writer}: {error}") from error
             finally:
                 self.batch_bytes = self._pace.size
+            piece, payload = cut(batch, self._pace.size)
 
     def _send(self, batch: Batch, payload: bytes) -> int:
         started = time.monotonic()

@@ -223,8 +223,8 @@ class Connection:
         return self._token != refused
 
     def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
-        """Of each connection that httpx makes; the second comes where TLS is put on top."""
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        """Of each connection that httpx makes, and once more where TLS is put on top of it."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def _abort(self) -> None:

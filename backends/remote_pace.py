@@ -39,9 +39,13 @@ class Pace:
             self._scale(min(max(self.seconds / max(seconds, 1e-6), 0.5), 1.25))
 
     def failed(self, sent: int) -> None:
-        """Send half of that from now on."""
-        self.size = min(self.size, sent)
-        self._scale(0.5)
+        """Learn from a request that was not done in time, or was cut: send half of that."""
+        if 2 * sent >= self.size:
+            self._scale(0.5)
+
+    def refused(self, sent: int) -> None:
+        """Learn that so much is too large for the other side: never send it again."""
+        self.most = self.size = max(sent // 2, 1)
 
     def _scale(self, factor: float) -> None:
         self.size = min(max(int(self.size * factor), self.least), self.most)

@@ -21,7 +21,8 @@ from tachograph.wire_tables import JSON, conditions_to_json, query_to_json, tabl
 PAGE_ROWS = 500_000
 """Rows that are asked for at once where all are too many for the server; fewer where these are."""
 
-_FEWEST_ROWS = 2  # a page of one row does not show whether there are more
+FEWEST_ROWS = 1000
+"""Where so few are too many, it is not the rows: they are large, or take too long to find."""
 
 Ask = Callable[[Query], Table]
 _HEADERS = {"Accept": JSON, "Content-Type": JSON}
@@ -156,7 +157,7 @@ class _Pages:
             try:
                 page = self._ask(replace(query, order=(key,), limit=self._rows))
             except TooLarge:
-                if self._rows <= _FEWEST_ROWS:
+                if self._rows <= FEWEST_ROWS:
                     raise
                 self._rows //= 2
                 continue

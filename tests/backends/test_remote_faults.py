@@ -5,6 +5,7 @@ Patience is shortened, so that seconds stand for minutes.
 
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 import subprocess
@@ -258,11 +259,10 @@ def test_server_that_reads_too_slowly(scripted: Callable[..., Any]) -> None:
     server = scripted(handle)
     backend = RemoteBackend(server.url, create=True)
     size = backend.batch_bytes
-    noise = make_batch(
-        "w", 0, blocks=[make_block("r", {"x": [hash((i,)) / 3 for i in range(200_000)]})]
-    )
+    noise = random.Random(0)
+    block = make_block("r", {"loss": [noise.random() for _ in range(30_000)]})
     with within(2), pytest.raises(Slow):
-        backend.write(noise)
+        backend.write(make_batch("w", 0, blocks=[block]))
     assert backend.batch_bytes <= size / 2
     backend.close()
     again = RemoteBackend(server.url, create=True)  # as a drain does after a failure
