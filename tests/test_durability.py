@@ -294,10 +294,10 @@ def test_a_writer_that_went_on_in_another_part_is_no_orphan(tmp_path: Path, monk
     handle = writer.series(Series("it", ("loss",)))
     while writer.part == 0:
         writer.append_points(handle, 0, None, [1.0])
-    with drain._orphan(tmp_path, writer.writer, [0]) as facts:
+    with drain.orphan(tmp_path, writer.writer, [0]) as facts:
         assert facts is None
     writer.close()
-    with drain._orphan(tmp_path, writer.writer, [0, 1]) as facts:
+    with drain.orphan(tmp_path, writer.writer, [0, 1]) as facts:
         assert facts is not None
 
 

@@ -1,7 +1,7 @@
 """Files of a run: their hash and place, and where wanted their content, kept by content.
 
-Nothing is pickled. A copy goes to each store that keeps files; a reference is hashed beside the
-training.
+Nothing is pickled. A copy goes to each store that keeps files, at once or by way of the outbox; a
+reference is hashed beside the training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tachograph.backends.base import SupportsArtifacts
 from tachograph.errors import RecordError
 from tachograph.records import Row
 from tachograph.values import plain
+from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.run_facts import Facts
@@ -63,17 +64,48 @@ def _row(file: Path, label: str, kind: str, step: int | None) -> Row:
     }
 
 
-def _copy(run: Facts, file: Path, label: str, kind: str, step: int | None) -> None:
-    row = _row(file, label, kind, step) | {"sha256": digest_of(file)}
-    uris = []
-    for url in run.config.backend:
-        backend = registry.open_backend(url, create=True)
-        try:
-            if isinstance(backend, SupportsArtifacts):
-                uris.append(backend.put_artifact(file, row["sha256"]))
-        finally:
-            backend.close()
-    run.record_rows("artifacts", row | ({"uri": uris[0]} if uris else {}))
+def _copy(
+    run: Facts, file: Path, label: str, kind: str, step: int | None, *, lasting: bool = True
+) -> None:
+    """Record a file with its content; where it is not `lasting`, only its content stays."""
+    sha256 = digest_of(file)
+    far = [url for url in run.config.backend if _is_given_later(url)]
+    uris = [uri for url in run.config.backend if url not in far for uri in _put(url, file, sha256)]
+    kept = _keep(run, file, sha256, far) if far else False
+    row = _row(file, label, kind, step) | {"sha256": sha256}
+    if uris or kept or not lasting:  # without a place readers find the content by its digest
+        row["uri"] = uris[0] if uris else None
+    run.record_rows("artifacts", row)
+
+
+def _is_given_later(url: str) -> bool:
+    """Whether a store gets files by the outbox: it may be away, and no training waits for it.
+
+    A folder on a network gets them at once, however slow it is: where such folders are used, a
+    second copy of a checkpoint may not fit beside the journal.
+    """
+    return registry.is_far(url) and registry.local_path(url) is None
+
+
+def _keep(run: Facts, file: Path, sha256: str, urls: list[str]) -> bool:
+    try:
+        run.keep_content(file, sha256, urls)
+    except OSError as error:
+        if run.config.record.on_error == "raise":
+            raise
+        warn_once(f"{file} is recorded without its content: {error}", key="no content kept")
+        return False
+    return True
+
+
+def _put(url: str, file: Path, sha256: str) -> list[str]:
+    backend = registry.open_backend(url, create=True)
+    try:
+        return (
+            [backend.put_artifact(file, sha256)] if isinstance(backend, SupportsArtifacts) else []
+        )
+    finally:
+        backend.close()
 
 
 def _reference(run: Facts, file: Path, label: str, kind: str, step: int | None) -> Any:
@@ -109,7 +141,7 @@ def log_table(run: Facts, name: str, table: Any, *, step: int | None) -> None:
         with open(file, "w", encoding="utf-8") as stream:
             for row in _rows_of(table):
                 stream.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-        _copy(run, file, _label(name, step, ".jsonl"), "table", step)
+        _copy(run, file, _label(name, step, ".jsonl"), "table", step, lasting=False)
 
 
 def log_image(run: Facts, name: str, image: Any, *, step: int | None) -> None:
@@ -121,7 +153,7 @@ def log_image(run: Facts, name: str, image: Any, *, step: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "image.png")
         _as_pillow(image).save(file)
-        _copy(run, file, _label(name, step, ".png"), "image", step)
+        _copy(run, file, _label(name, step, ".png"), "image", step, lasting=False)
 
 
 def log_figure(run: Facts, name: str, figure: Any, *, step: int | None) -> None:
@@ -135,7 +167,7 @@ def log_figure(run: Facts, name: str, figure: Any, *, step: int | None) -> None:
             figure.write_html(file)
         else:
             raise RecordError(f"{type(figure).__name__} is no figure of Matplotlib or Plotly")
-        _copy(run, file, _label(name, step, file.suffix), "figure", step)
+        _copy(run, file, _label(name, step, file.suffix), "figure", step, lasting=False)
 
 
 def _label(name: str, step: int | None, suffix: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +39,7 @@ class ContentFolder:
         StoreError
             The file has another digest, or cannot be copied.
         """
-        target = self._path(sha256)
+        target = self.path(sha256)
         try:
             if target.exists():
                 os.utime(target)  # young again: not garbage while the row about it is on its way
@@ -55,7 +54,7 @@ class ContentFolder:
     def _copy(self, source: Path, target: Path) -> None:
         """Copy to a temporary name and rename, so that a name always has its whole content."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+        temporary = target.with_name(f".{os.urandom(16).hex()}.tmp")
         digest = hashlib.sha256()
         try:
             with source.open("rb") as reader, temporary.open("xb") as writer:
@@ -78,7 +77,7 @@ class ContentFolder:
     def open(self, sha256: str) -> BinaryIO:
         """Open a file for reading; StoreNotFound where there is none with that digest."""
         try:
-            return self._path(sha256).open("rb")
+            return self.path(sha256).open("rb")
         except FileNotFoundError as error:
             raise StoreNotFound(f"no artifact {sha256} in {self.folder}") from error
 
@@ -90,13 +89,14 @@ class ContentFolder:
 
     def age(self, sha256: str, now: float) -> float:
         """Seconds since a file was put in for the last time."""
-        return now - self._path(sha256).stat().st_mtime
+        return now - self.path(sha256).stat().st_mtime
 
     def remove(self, sha256: str) -> None:
         """Remove a file; nothing happens where there is none."""
-        self._path(sha256).unlink(missing_ok=True)
+        self.path(sha256).unlink(missing_ok=True)
 
-    def _path(self, sha256: str) -> Path:
+    def path(self, sha256: str) -> Path:
+        """Where the file with that digest lies, or would lie."""
         if not _DIGEST.fullmatch(sha256):
             raise StoreNotFound(f"{sha256!r} is not a SHA-256 digest in hexadecimal")
         return self.folder / sha256[:2] / sha256

@@ -1,4 +1,4 @@
-"""From journals into stores: one cursor per store, exactly once, beside the training.
+"""What processes that are gone left in journals: brought into stores, or read from there.
 
 Knows backends by their interface, opened through the registry, and no frameworks.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tachograph import host, registry
 from tachograph.batches import complete_row
-from tachograph.errors import Gap, StoreError, TachographError
+from tachograph.errors import AccessDenied, Gap, StoreError, TachographError
 from tachograph.journal import part_path
 from tachograph.journal_reader import (
     JournalReader,
@@ -23,133 +22,17 @@ from tachograph.journal_reader import (
     list_parts,
     read_header,
 )
+from tachograph.patience import write_patiently
 from tachograph.records import Batch, now_us, uuid7
+from tachograph.sink import leaves_out
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.backends.base import Backend
 
-HEARTBEAT_SECONDS = 10.0
-_FIRST_RETRY = 1.0
-_LONGEST_RETRY = 60.0
-_PATIENCE = 3  # failures in a row, after which nobody waits for a store
-
-
-class Sink:
-    """One store that a journal is drained into, with its own pace and its own troubles.
-
-    Parameters
-    ----------
-    url : str
-        The store.
-    folder, writer
-        The journal.
-    now : callable
-        The journal's clock, µs; None where the writer is gone and gets no heartbeat.
-    """
-
-    def __init__(
-        self, url: str, folder: Path, writer: str, now: Callable[[], int] | None = None
-    ) -> None:
-        self.url = url
-        self.confirmed = 0
-        self.problem: str | None = None
-        self._folder = folder
-        self._writer = writer
-        self._now = now
-        self._backend: Backend | None = None
-        self._reader: JournalReader | None = None
-        self._unsent: Batch | None = None
-        self._next_write = 0.0
-        self._next_retry = 0.0
-        self._retry_seconds = _FIRST_RETRY
-        self._failures = 0
-        self._interval = 0.0
-        self._heartbeat_due = 0.0
-
-    def step(self, *, seal: bool = False) -> None:
-        """Move what is due into the store. Never raises; problems are said once.
-
-        `seal` moves everything now, also what a store of large files would still gather.
-        """
-        clock = time.monotonic()
-        if clock < self._next_retry and not seal:
-            return
-        try:
-            self._move(clock, seal)
-        except (TachographError, OSError, ImportError) as error:
-            self._fail(error, clock)
-        else:
-            if self.problem is not None:
-                self.problem, self._retry_seconds, self._failures = None, _FIRST_RETRY, 0
-
-    @property
-    def is_down(self) -> bool:
-        """Whether it has failed so often that waiting for it would only hold up the training."""
-        return self._failures >= _PATIENCE
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the journal that the store does not have yet."""
-        reader = self._reader
-        return 0 if reader is None else reader.waiting_bytes()
-
-    def close(self) -> None:
-        """Let go of the store."""
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            with contextlib.suppress(TachographError, OSError):
-                backend.close()
-
-    # ------------------------------------------------------------------ inside
-
-    def _move(self, clock: float, seal: bool) -> None:
-        backend, reader = self._open()
-        if self._interval == 0.0:
-            self._interval = backend.first_interval
-            self._next_write = clock + self._interval
-        full = backend.batch_bytes
-        if seal or clock >= self._next_write or reader.waiting_bytes() >= full:
-            while (batch := self._unsent or reader.read(full)) is not None:
-                self._send(backend, batch)
-            self._interval = min(self._interval * 2, backend.longest_interval)
-            self._next_write = clock + self._interval
-        if self._now is not None and clock >= self._heartbeat_due:
-            self._send(backend, Batch(self._writer, self.confirmed, self.confirmed))
-
-    def _open(self) -> tuple[Backend, JournalReader]:
-        if self._backend is None:
-            self._backend = registry.open_backend(self.url, create=True)
-        if self._reader is None:
-            self.confirmed = self._backend.write(Batch(self._writer, 0, 0))
-            self._reader = JournalReader(self._folder, self._writer, self.confirmed)
-        return self._backend, self._reader
-
-    def _send(self, backend: Backend, batch: Batch) -> None:
-        self._unsent = batch if batch.next > batch.first else None
-        own = batch.writer == self._writer
-        if self._now is not None and own:
-            batch = replace(batch, heartbeat=self._now())
-        expected = backend.write(batch)
-        self._unsent = None
-        if own:
-            self.confirmed = expected
-        self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
-
-    def _fail(self, error: Exception, clock: float) -> None:
-        self._failures += 1
-        self._next_retry = clock + self._retry_seconds
-        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY)
-        self.problem = f"{type(error).__name__}: {error}"
-        hint = "the record waits in the journal and is sent later"
-        if isinstance(error, Gap):
-            hint = "the store was deleted or replaced while it was written; this run is not in it"
-        warn_once(f"{self.url} cannot be written ({self.problem}); {hint}", key=self.url)
-        self.close()
-
 
 def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.0) -> list[str]:
-    """Bring the journals of dead processes into their stores; return their writers.
+    """Bring the journals of dead processes into their stores; return the writers that are done.
 
     A run that such a process left as running becomes 'lost'. Journals of live processes, and
     of processes on other machines, are left alone.
@@ -159,19 +42,92 @@ def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.
     folder : Path
         Where journals lie.
     urls : tuple of str
-        Only journals that go to one of these stores; empty is all.
+        Only journals that go to one of these stores; empty is all. Of their other stores those
+        are served too that are near; one that may be away has to be asked for.
     wait : float, default 10.0
         Seconds to wait for another process that does this here already.
     """
-    with _alone(folder, wait) as alone:
-        return _drain_each(folder, urls) if alone else []
+    done: list[str] = []
+    with Stores() as stores:
+        left = _LeftBehind(folder, urls, stores)
+        for lane, chosen in left.lanes():
+            with alone(lane, wait) as here:
+                done += left.send_to(chosen) if here else []
+    return done
+
+
+class _LeftBehind:
+    """The journals of dead processes in a folder, and the stores that they are sent to now."""
+
+    def __init__(self, folder: Path, urls: tuple[str, ...], stores: Stores) -> None:
+        self._folder = folder
+        self._urls = urls
+        self._stores = stores
+        found = {
+            url
+            for writer, parts in list_journals(folder).items()
+            for url in sinks_of(facts_of(folder, writer, parts), urls)
+        }
+        self._far = {url for url in found if registry.is_far(url) and (not urls or url in urls)}
+        self._near = {url for url in found if not registry.is_far(url)}
+
+    def lanes(self) -> Iterator[tuple[Path, set[str]]]:
+        """What to lock, and the stores to send to meanwhile.
+
+        Each that may be away has a lane of its own, so that it holds up no reader of the others.
+        """
+        for url in sorted(self._far):
+            yield self._folder if registry.local_path(url) else lock_file(self._folder, url), {url}
+        if self._near:
+            yield self._folder, self._near
+
+    def send_to(self, chosen: set[str]) -> list[str]:
+        """Send each journal to those of its stores that are chosen; return what is done."""
+        done = []
+        for writer, parts in list_journals(self._folder).items():
+            with orphan(self._folder, writer, parts) as facts:
+                sinks = set(sinks_of(facts, self._urls)) if facts is not None else set()
+                if not sinks & chosen:
+                    continue
+                try:
+                    end = bring(self._folder, writer, sinks & chosen, self._stores)
+                    if self._all_have(writer, sinks - chosen, end):
+                        delete_journal(self._folder, writer)
+                        done.append(writer)
+                except StoreError as error:  # it must not keep anyone from opening the store
+                    warn_once(str(error))
+        return done
+
+    def _all_have(self, writer: str, others: set[str], end: int) -> bool:
+        """Whether the other stores of a journal have it as well; what may not be asked has not."""
+        if not others <= self._far | self._near:
+            return False
+        return all(self._stores.ask(url, writer)[1] >= end for url in others)
+
+
+def lock_file(folder: Path, url: str) -> Path:
+    """What is locked by the one process that sends to a store what waits in a folder."""
+    import hashlib  # a start does without
+
+    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock"
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, wait: float) -> Iterator[bool]:
-    """Whether no other process drains here: two that sent one journal would double points."""
+def alone(path: Path, wait: float) -> Iterator[bool]:
+    """Whether no other process has this now.
+
+    Two that sent one journal would do so in vain, or double points.
+
+    Parameters
+    ----------
+    path : Path
+        A folder, or a file that is made.
+    wait : float
+        Seconds to wait for another process.
+    """
+    make = 0 if path.is_dir() else os.O_CREAT
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | make, 0o644)
     except OSError:  # there are no journals
         yield False
         return
@@ -185,22 +141,8 @@ def _alone(folder: Path, wait: float) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _drain_each(folder: Path, urls: tuple[str, ...]) -> list[str]:
-    drained = []
-    for writer, parts in list_journals(folder).items():
-        with _orphan(folder, writer, parts) as facts:
-            if facts is None:
-                continue
-            sinks = facts.get("sinks") or urls  # a damaged header says nothing
-            if urls and not set(urls) & set(sinks):
-                continue
-            if sinks and _drain_orphan(folder, writer, sinks):
-                drained.append(writer)
-    return drained
-
-
 @contextlib.contextmanager
-def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str, Any] | None]:
+def orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str, Any] | None]:
     """The facts of a journal whose writer is gone, locked against others; else None."""
     path = part_path(folder, writer, parts[-1])
     try:
@@ -210,7 +152,7 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
         return
     try:
         locked = host.lock(descriptor)
-        facts = _facts(folder, writer, parts)
+        facts = facts_of(folder, writer, parts)
         if not locked:  # a child of the dead process may have kept the lock
             locked = host.is_alive(facts) is False
         # A live writer that has gone on in another part meanwhile has let go of this one.
@@ -220,7 +162,17 @@ def _orphan(folder: Path, writer: str, parts: list[int]) -> Iterator[Mapping[str
         os.close(descriptor)
 
 
-def _facts(folder: Path, writer: str, parts: list[int]) -> dict[str, Any]:
+def sinks_of(facts: Mapping[str, Any], urls: Sequence[str] = ()) -> Sequence[str]:
+    """The stores of a journal; none where it goes to none of `urls`, unless these are empty.
+
+    A damaged header says nothing. A journal that lies beside a store belongs to it; one in the
+    folder that all servers share is sent to none by a guess.
+    """
+    sinks: Sequence[str] = facts.get("sinks") or [url for url in urls if not registry.is_far(url)]
+    return sinks if not urls or set(urls) & set(sinks) else ()
+
+
+def facts_of(folder: Path, writer: str, parts: list[int]) -> dict[str, Any]:
     """What the header of a journal says, of the latest part whose header is whole."""
     for part in reversed(parts):
         if facts := read_header(part_path(folder, writer, part)):
@@ -228,48 +180,143 @@ def _facts(folder: Path, writer: str, parts: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _drain_orphan(folder: Path, writer: str, sinks: Iterable[str]) -> bool:
-    done = True
-    for url in sinks:
+class Stores:
+    """Stores that one pass over journals writes into, each opened once.
+
+    One that cannot be used is not tried again: with many journals and a server that does not
+    answer that would take minutes.
+
+    Parameters
+    ----------
+    patience : float, default 0
+        Seconds to wait for a store that is busy.
+    """
+
+    def __init__(self, patience: float = 0.0) -> None:
+        self._patience = patience
+        self._open: dict[str, Backend] = {}
+        self._failed: dict[str, Exception] = {}
+
+    def ask(self, url: str, writer: str) -> tuple[Backend, int]:
+        """A store, and the number of the record that it expects next."""
+        if url in self._failed:
+            raise self._failed[url]
         try:
-            done = _drain_whole(folder, writer, url) and done
-        except Exception as error:  # it must not keep anyone from opening the store
-            warn_once(f"the journal of {writer} cannot be sent to {url} yet: {error}")
-            done = False
-    if done:
-        for part in list_parts(folder, writer):
-            part_path(folder, writer, part).unlink(missing_ok=True)
-        for unfinished in folder.glob(f"{writer}-*.new"):  # killed as it opened a part
-            unfinished.unlink(missing_ok=True)
-    return done
+            if url not in self._open:
+                self._open[url] = registry.open_backend(url, create=True)
+            return self._open[url], self.write(url, Batch(writer, 0, 0))
+        except (TachographError, OSError, ImportError) as error:
+            self._failed[url] = error
+            raise
+
+    def write(self, url: str, batch: Batch) -> int:
+        """Write to a store that was asked before."""
+        return write_patiently(self._open[url], batch, self._patience)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for backend in self._open.values():
+            backend.close()
 
 
-def _drain_whole(folder: Path, writer: str, url: str) -> bool:
-    backend = registry.open_backend(url, create=True)
-    try:
-        reader = JournalReader(folder, writer, backend.write(Batch(writer, 0, 0)))
-        while (batch := reader.read(backend.batch_bytes, whole=True)) is not None:
-            backend.write(batch)
-        if reader.damage.bytes:
-            warn_once(
-                f"{reader.damage.bytes} damaged bytes in {reader.damage.places} places of the "
-                f"journal of {writer} could not be read"
-            )
+Progress = Callable[[int, int], None]
+"""Told how many records and bytes of a journal were sent."""
+
+
+def send_journal(
+    folder: Path,
+    writer: str,
+    sinks: Iterable[str],
+    stores: Stores,
+    progress: Progress | None = None,
+) -> None:
+    """Bring a locked journal whose writer is gone into all its stores, and delete it.
+
+    Raises
+    ------
+    StoreError
+        It is not in each of them, and stays; the message says in which not, and why.
+    """
+    bring(folder, writer, sinks, stores, progress)
+    delete_journal(folder, writer)
+
+
+def bring(
+    folder: Path,
+    writer: str,
+    sinks: Iterable[str],
+    stores: Stores,
+    progress: Progress | None = None,
+) -> int:
+    """Bring a locked journal whose writer is gone into stores; return the number after its last.
+
+    Raises
+    ------
+    StoreError
+        It is not in each of them; the message says in which not, and why.
+    """
+    problems, end = [], 0
+    for place, url in enumerate(sinks):
+        try:
+            end = _send_to(folder, writer, stores, url, progress, is_copy=place > 0)
+        except Exception as error:  # the others get it all the same
+            problems.append(f"the journal of {writer} cannot be sent to {url} yet: {error}")
+    if problems:
+        raise StoreError("; ".join(problems))
+    return end
+
+
+def delete_journal(folder: Path, writer: str) -> None:
+    """Remove a journal that all its stores have."""
+    for part in list_parts(folder, writer):
+        part_path(folder, writer, part).unlink(missing_ok=True)
+    for unfinished in folder.glob(f"{writer}-*.new"):  # killed as it opened a part
+        unfinished.unlink(missing_ok=True)
+
+
+def _send_to(
+    folder: Path,
+    writer: str,
+    stores: Stores,
+    url: str,
+    progress: Progress | None,
+    *,
+    is_copy: bool,
+) -> int:
+    backend, expected = stores.ask(url, writer)
+    reader = JournalReader(folder, writer, expected)
+    waiting = reader.waiting_bytes()
+    while (batch := reader.read(backend.batch_bytes, whole=True)) is not None:
+        try:
+            stores.write(url, batch)
+        except Gap:
+            if batch.writer == writer or not is_copy:
+                raise
+            leaves_out(url)
+        if progress:
+            left = reader.waiting_bytes()
+            progress(batch.next - batch.first, waiting - left)
+            waiting = left
+    if progress:
+        progress(0, waiting)
+    if reader.damage.bytes:
+        warn_once(
+            f"{reader.damage.bytes} damaged bytes in {reader.damage.places} places of the "
+            f"journal of {writer} could not be read"
+        )
+    with contextlib.suppress(AccessDenied):  # who may write may not always read
         mark_lost(backend, writer)
-    finally:
-        backend.close()
-    return True
+    return reader.next
 
 
 def mark_lost(backend: Backend, writer: str) -> list[str]:
     """Mark the runs that a dead writer left as running; return their ids."""
     from tachograph.backends.base import Condition, Query  # start_run does without
 
-    owned = [
-        row
-        for row in backend.read(Query("attempts", [Condition("status", "=", "running")]))
-        if row["writer"] == writer
-    ]
+    where = [Condition("status", "=", "running"), Condition("writer", "=", writer)]
+    owned = list(backend.read(Query("attempts", where)))
     if not owned:
         return []
     at = max(now_us(), *(row["changed_at"] + 1 for row in owned))
@@ -284,7 +331,7 @@ def mark_lost(backend: Backend, writer: str) -> list[str]:
 def has_journal(folder: Path, url: str) -> bool:
     """Whether a journal in `folder` goes to that store."""
     return any(
-        url in _facts(folder, writer, parts).get("sinks", ())
+        url in facts_of(folder, writer, parts).get("sinks", ())
         for writer, parts in list_journals(folder).items()
     )
 
@@ -303,7 +350,7 @@ def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Itera
     """
     derived: dict[str, int] = {}  # several journals may carry the points of one
     for writer, parts in list_journals(folder).items():
-        if url not in _facts(folder, writer, parts).get("sinks", ()):
+        if url not in facts_of(folder, writer, parts).get("sinks", ()):
             continue
         reader = JournalReader(folder, writer, cursors.get(writer, 0))
         with contextlib.suppress(StoreError):

@@ -1,4 +1,4 @@
-"""The recording side of a process: one writer, one journal, one thread that drains it.
+"""The recording side of a process: one writer, one journal, what drains it.
 
 Knows journals, sinks and the life of the process (threads, forks, exit); not what a run is.
 """
@@ -6,31 +6,22 @@ Knows journals, sinks and the life of the process (threads, forks, exit); not wh
 from __future__ import annotations
 
 import atexit
-import contextlib
-import math
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tachograph import host, registry
 from tachograph.config import Config
-from tachograph.drain import Sink, drain_orphans
+from tachograph.drain import delete_journal
+from tachograph.drain_thread import DrainThread, run_task
 from tachograph.identity import Identity, read_identity
-from tachograph.journal import PART_BYTES, JournalWriter, SeriesHandle, part_path
-from tachograph.journal_reader import list_parts
+from tachograph.journal import JournalWriter, SeriesHandle
 from tachograph.records import Row, Series, uuid7
 from tachograph.warning import forget_warnings, say, warn_once
-
-if TYPE_CHECKING:
-    from tachograph.health.monitor import Monitor
-
-TICK_SECONDS = 1.0
-_MUCH_WAITING = 10 << 30
 
 
 class Recorder:
@@ -51,7 +42,7 @@ class Recorder:
         self.identity: Identity = read_identity()
         self._lock = threading.RLock()
         self._journal: JournalWriter | None = None
-        self._drain: _Drain | None = None
+        self._drain: DrainThread | None = None
         self._last_change = 0
         self._background: list[Callable[[], None]] = []
         self.each_tick: list[Callable[[], None]] = []
@@ -94,6 +85,21 @@ class Recorder:
         """
         self._background.append(task)
 
+    def keep_content(self, path: Path, sha256: str, urls: Sequence[str]) -> None:
+        """Keep a file's content for stores that get it later, from another process if need be.
+
+        Raises
+        ------
+        OSError
+            There is no room, or the file has another digest by now.
+        """
+        from tachograph import outbox
+
+        room = self.config.journal_limit - int(self.backlog()["waiting_bytes"])
+        outbox.keep(self.folder, path, sha256, urls, room)
+        if self._drain is not None:
+            self._drain.freight.add(sha256)
+
     def set_rank(self, rank: int, local_rank: int, world_size: int) -> None:
         """Say which rank this process is, where a framework and not a launcher knows it."""
         identity = self.identity.with_rank(rank, local_rank, world_size)
@@ -121,6 +127,11 @@ class Recorder:
             "waiting_bytes": waiting,
             "dropped": journal.dropped,
         }
+
+    def confirmed(self, url: str) -> int:
+        """Up to which record of the journal a store of the configuration has everything."""
+        drain = self._drain
+        return 0 if drain is None else drain.confirmed(url)
 
     def seal(self) -> None:
         """Ask the drain thread to bring everything into the stores now; returns at once."""
@@ -155,11 +166,10 @@ class Recorder:
         done = drain.finish(self.config.record.exit_deadline if deadline is None else deadline)
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
-        if drain.alive:  # still sending: the lock keeps other processes from sending it too
-            return done
         if done:
-            for part in list_parts(self.folder, journal.writer):
-                part_path(self.folder, journal.writer, part).unlink(missing_ok=True)
+            delete_journal(self.folder, journal.writer)
+        elif drain.sending:  # the lock keeps other processes from sending it too
+            return False
         journal.close()
         return done
 
@@ -187,7 +197,7 @@ class Recorder:
                 }
                 journal = self._new_journal(facts)
                 self._record_writer(journal)
-                self._drain = _Drain(self, journal)
+                self._drain = DrainThread(self, journal)
                 self._journal = journal
             return self._journal
 
@@ -232,194 +242,13 @@ class Recorder:
     def work_off_background(self) -> None:
         """Run the tasks that wait; for the drain thread."""
         while self._background:
-            _run_task(self._background[0])
+            run_task(self._background[0])
             self._background.pop(0)
 
     @property
     def has_background(self) -> bool:
         """Whether a task waits or runs."""
         return bool(self._background)
-
-
-class _Drain:
-    """The thread of a recorder; it holds no lock while it works."""
-
-    def __init__(self, recorder: Recorder, journal: JournalWriter) -> None:
-        self.wake = threading.Event()
-        self.seal_wanted = False
-        self._recorder = recorder
-        self._journal = journal
-        self._sinks = [
-            Sink(url, recorder.folder, journal.writer, journal.now_us)
-            for url in recorder.config.backend
-        ]
-        self._monitor: Monitor | None = None  # made by the thread, which alone uses it
-        self._stop = False
-        self._progress = threading.Condition()
-        self._synced_seq = 0
-        self._marks: deque[tuple[float, int]] = deque()  # when was what the next number
-        self._orphans_drained = False
-        self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter is about to end
-            warn_once(f"{error}; the record waits in {recorder.folder}", key="no thread")
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread still runs."""
-        return self._thread.is_alive()
-
-    def flush(self, timeout: float | None) -> bool:
-        """Wait until every store that is up has all that was recorded and gathered so far."""
-        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        self.gather(deadline - time.monotonic())
-        target = self._journal.next_seq  # what others go on recording is not waited for
-        with self._progress:
-            while self.alive and self._lags(target):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self.seal_wanted = True
-                self.wake.set()
-                self._progress.wait(min(left, 0.1))
-        return all(sink.confirmed >= target for sink in self._sinks)
-
-    def gather(self, timeout: float) -> None:
-        """Wait until nothing waits in the background, at most `timeout` seconds.
-
-        What is wrong with the runs by then is recorded too.
-        """
-        deadline = time.monotonic() + timeout
-        if self.alive:
-            self._recorder.in_background(self._examine)
-        with self._progress:
-            while self.alive and self._recorder.has_background:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                self.wake.set()
-                self._progress.wait(min(left, 0.05))
-
-    def backlog(self) -> tuple[float, int]:
-        """Seconds and bytes that the slowest store is behind the journal."""
-        confirmed = min((sink.confirmed for sink in self._sinks), default=0)
-        waiting = next((since for since, seq in tuple(self._marks) if seq > confirmed), None)
-        late = 0.0 if waiting is None else time.monotonic() - waiting
-        return late, max((sink.waiting_bytes for sink in self._sinks), default=0)
-
-    def _mark(self, journal: JournalWriter) -> None:
-        """Note when the journal got as far as it is; forget what all stores have by now."""
-        if not self._marks or self._marks[-1][1] < journal.next_seq:
-            self._marks.append((time.monotonic(), journal.next_seq))
-        confirmed = min((sink.confirmed for sink in self._sinks), default=0)
-        while self._marks and self._marks[0][1] <= confirmed:
-            self._marks.popleft()
-
-    def _lags(self, target: int) -> bool:
-        return any(sink.confirmed < target and not sink.is_down for sink in self._sinks)
-
-    def finish(self, deadline: float) -> bool:
-        """Drain everything, stop the thread; False where a store did not take all in time."""
-        self._stop = True
-        self.wake.set()
-        if self.alive:
-            self._thread.join(deadline)
-        done = all(sink.confirmed >= self._journal.next_seq for sink in self._sinks)
-        if not done:
-            waiting = [
-                f"{sink.url} ({sink.problem or 'not in time'})"
-                for sink in self._sinks
-                if sink.confirmed < self._journal.next_seq
-            ]
-            say(
-                f"not everything has reached {', '.join(waiting)} yet; it is safe in "
-                f"{self._recorder.folder} and sent by the next run there, or by `tachograph sync`"
-            )
-        return done
-
-    def _work(self) -> None:
-        while True:
-            self.wake.wait(TICK_SECONDS)
-            self.wake.clear()
-            stop = self._stop
-            try:
-                self._tick(stop)
-            except Exception as error:
-                warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
-            with self._progress:
-                self._progress.notify_all()
-            if stop:
-                for sink in self._sinks:
-                    sink.close()
-                return
-
-    def _tick(self, stop: bool) -> None:
-        journal, recorder = self._journal, self._recorder
-        recorder.work_off_background()
-        if not stop:
-            for task in tuple(recorder.each_tick):
-                _run_task(task)
-            self._look_after(journal)
-            _run_task(self._examine)
-        self._sync(journal)
-        self._mark(journal)
-        seal, self.seal_wanted = self.seal_wanted or stop, False
-        for sink in self._sinks:
-            sink.step(seal=seal)
-        if journal.waiting_parts:
-            journal.delete_parts(self._read_by_all())
-        if not self._orphans_drained and not stop:
-            self._orphans_drained = True
-            drain_orphans(recorder.folder, recorder.config.backend, wait=0.0)
-
-    def _examine(self) -> None:
-        """Look at the health of what was recorded; what is found goes into the same journal."""
-        settings = self._recorder.config.health
-        if not settings.enabled or self._stop:  # the journal has ended
-            return
-        if self._monitor is None:
-            from tachograph.health.monitor import Monitor  # a start does without
-
-            self._monitor = Monitor(self._journal, settings)
-        self._monitor.step()
-
-    def _read_by_all(self) -> int:
-        """Up to which record nobody needs the journal any more."""
-        read = min((sink.confirmed for sink in self._sinks), default=0)
-        return read if self._monitor is None else int(min(read, self._monitor.seen))
-
-    def _look_after(self, journal: JournalWriter) -> None:
-        journal.check_clock()
-        if journal.dropped:
-            warn_once(f"records are dropped: {journal.problem}", key=f"drop {journal.folder}")
-        if journal.waiting_parts * PART_BYTES > _MUCH_WAITING:
-            warn_once(
-                f"over {_MUCH_WAITING >> 30} GiB wait in {journal.folder} for a store",
-                key=f"waiting {journal.folder}",
-            )
-        with contextlib.suppress(OSError):
-            journal.recover()
-        if journal.is_unlinked():
-            warn_once(
-                f"the journal in {journal.folder} was deleted; this run is no longer recorded",
-                key=f"unlinked {journal.folder}",
-            )
-            journal.discard("the journal was deleted")
-
-    def _sync(self, journal: JournalWriter) -> None:
-        if self._recorder.config.record.durability == "1s" and journal.next_seq > self._synced_seq:
-            seq = journal.next_seq
-            with contextlib.suppress(OSError):
-                journal.sync()
-                self._synced_seq = seq
-
-
-def _run_task(task: Callable[[], None]) -> None:
-    try:
-        task()
-    except Exception as error:
-        warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
 
 
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -258,6 +258,10 @@ class Facts:
         """Run a task beside the training, before the process ends."""
         self._recorder.in_background(task)
 
+    def keep_content(self, path: Path, sha256: str, urls: Sequence[str]) -> None:
+        """Keep a file's content for stores that get it later; OSError where there is no room."""
+        self._recorder.keep_content(path, sha256, urls)
+
     @guarded
     def record_rows(self, table: str, *rows: Row) -> None:
         """Record rows of a keyed table that belong to this run."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import journal, recorder
+from tachograph import drain_thread, journal
 from tachograph.errors import TachographWarning
 from tachograph.health.monitor import Monitor
 from tachograph.records import MetricBlock, Series
@@ -206,7 +206,7 @@ def test_it_sees_what_lies_in_parts_that_are_deleted(
 ) -> None:
     """A store that is quicker does not take a part of the journal away from it."""
     monkeypatch.setattr(journal, "PART_BYTES", 1 << 12)
-    monkeypatch.setattr(recorder, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(drain_thread, "TICK_SECONDS", 0.01)
 
     def log(run: Run) -> None:
         for step in range(3000):
