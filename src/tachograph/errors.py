@@ -9,6 +9,7 @@
     │   ├── StoreTooNew     written by a newer format version
     │   ├── Gap             a batch leaves out records; says which is expected
     │   ├── Busy            a server takes nothing now; says when to ask again
+    │   │   └── Full        its disk is full
     │   └── AccessDenied    a server does not know the token, or it may not do this
     ├── WireError           bytes that are no batch of the protocol (ValueError)
     │   └── TooLarge        more bytes than are taken at once
@@ -70,6 +71,10 @@ class Busy(StoreError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Full(Busy):
+    """The disk of a server is full, or fails."""
 
 
 class AccessDenied(StoreError, PermissionError):
