@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The plain name would bring several gigabytes of GPU libraries on Linux.
 TORCH ?= torch==2.13.0
+# Half of the tests' time is waiting and starting of processes; more than two need much memory.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -12,10 +14,10 @@ demo: $(VENV)/demo ## record five trainings and look at them
 	$(BIN)/tachograph demo
 
 test: $(VENV)/test ## run all tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 fast: $(VENV)/test ## run the tests that take under a few seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,7 +193,9 @@ def test_network_file_system_is_refused(url: str, monkeypatch: pytest.MonkeyPatc
 def test_store_in_a_read_only_folder_can_be_read(backend: SQLiteBackend, url: str) -> None:
     """Who may not write there reads what is there, and is told when it writes."""
     backend.close()
-    for folder in [backend.path, *list(backend.path.parents)[:4]]:
+    for folder in [backend.path, *backend.path.parents]:
+        if folder == Path(tempfile.gettempdir()):
+            break
         folder.chmod(0o444 if folder.is_file() else 0o755)
     child = os.fork()
     if child == 0:
