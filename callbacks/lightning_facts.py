@@ -41,7 +41,15 @@ _SETTINGS = (
     "ckpt_path",
 )
 _SEEDS = {"seed": "PL_GLOBAL_SEED", "seed_workers": "PL_SEED_WORKERS"}
-_LOADER = ("batch_size", "num_workers", "drop_last", "pin_memory", "persistent_workers")
+_LOADER = (
+    "batch_size",
+    "num_workers",
+    "drop_last",
+    "pin_memory",
+    "persistent_workers",
+    "worker_init_fn",
+    "generator",
+)
 _PLAIN = (bool, int, float, str)
 
 

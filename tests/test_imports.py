@@ -30,7 +30,8 @@ CORE = "* !callbacks* !backends.* backends.base !cli* !server* !testing*"
 TABLE = {
     "errors": "",
     "records": "errors",
-    "values": "errors",
+    "generators": "",
+    "values": "errors generators",
     "table": "errors",
     "filesystems": "",
     "host": "",

@@ -16,6 +16,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tachograph.generators import describe_generator
+
 MAX_TEXT = 20_000
 MAX_ITEMS = 1_000
 MAX_DEPTH = 12
@@ -42,9 +44,10 @@ def plain(value: Any, around: tuple[int, ...] = ()) -> Any:
     """Reduce any value to what JSON holds, without keeping a reference to it; never raises.
 
     Mappings, sequences, sets, dataclasses, enums, paths, dates, numpy and 0-d tensor scalars
-    keep their meaning. Larger arrays and data frames become their type, shape and dtype;
-    anything else its qualified name or a shortened `repr`. `around` are the ids of the containers
-    that it lies in: one that holds itself is not followed.
+    keep their meaning. Larger arrays and data frames become their type, shape and dtype, random
+    generators their kind and a digest of their state; anything else its qualified name or a
+    shortened `repr`. `around` are the ids of the containers that it lies in: one that holds
+    itself is not followed.
     """
     try:
         if value is None or isinstance(value, bool):
@@ -104,6 +107,8 @@ def _plain_object(value: Any, around: tuple[int, ...]) -> Any:
         return _text(qualified_name(value))
     if isinstance(value, functools.partial):
         return _text(f"partial({qualified_name(value.func)})")
+    if (generator := describe_generator(value)) is not None:
+        return generator
     if hasattr(value, "shape") and (hasattr(value, "dtype") or hasattr(value, "dtypes")):
         return _plain_array(value, around)
     return _text(_safe_repr(value))
