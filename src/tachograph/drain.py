@@ -77,7 +77,7 @@ class _LeftBehind:
         Each that may be away has a lane of its own, so that it holds up no reader of the others.
         """
         for url in sorted(self._far):
-            yield self._folder if registry.local_path(url) else lock_file(self._folder, url), {url}
+            yield lane(self._folder, url), {url}
         if self._near:
             yield self._folder, self._near
 
@@ -103,6 +103,12 @@ class _LeftBehind:
         if not others <= self._far | self._near:
             return False
         return all(self._stores.ask(url, writer)[1] >= end for url in others)
+
+
+def lane(folder: Path, url: str) -> Path:
+    """What is locked while journals are sent to a store."""
+    is_near = not registry.is_far(url) or registry.local_path(url)
+    return folder if is_near else lock_file(folder, url)
 
 
 def lock_file(folder: Path, url: str) -> Path:

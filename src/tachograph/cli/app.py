@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from tachograph import __version__
-from tachograph.cli import demo, editing, keeping, login, plotting, reading, serving, tensors
+from tachograph.cli import (
+    demo,
+    editing,
+    keeping,
+    login,
+    plotting,
+    reading,
+    sending,
+    serving,
+    tensors,
+)
 from tachograph.errors import TachographError
 
 app = typer.Typer(
@@ -21,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (reading, tensors, plotting, editing, keeping, serving, login, demo):
+for group in (reading, tensors, plotting, editing, sending, keeping, serving, login, demo):
     group.register(app)
 
 

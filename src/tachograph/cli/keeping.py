@@ -1,25 +1,22 @@
-"""Commands that look after stores: gc, copy, sync, doctor, config."""
+"""Commands that look after stores: gc, doctor, config."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tachograph import doctor as doctors
-from tachograph import drain, registry
+from tachograph import registry
 from tachograph.backends.base import SupportsCompact
-from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
+from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
 from tachograph.cli.render import console, print_json, print_table, shown, size
-from tachograph.config import SETTINGS, Config, load_config
-from tachograph.copying import copy_store
+from tachograph.config import SETTINGS, load_config
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (gc, copy, sync, doctor, config):
+    for command in (gc, doctor, config):
         app.command()(command)
 
 
@@ -59,83 +56,13 @@ def gc(
         print(f"merged {merged} small files")
 
 
-def copy(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Store to copy from.")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help="Store to copy into.")],
-    run: Annotated[
-        list[str] | None, typer.Option("--run", "-r", help="Only these runs and their parts.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Copy runs between stores and prove by digests that nothing changed."""
-    base = Path.cwd()
-    source_url = registry.resolve_url(source, base)
-    destination_url = registry.resolve_url(destination, base)
-    with open_for_reading(source_url) as opened:
-        chosen = [opened.resolve(name) for name in run] if run else None
-        target = registry.open_backend(destination_url, create=True)
-        try:
-            report = _with_progress(opened.backend, target, chosen, quiet=as_json)
-        finally:
-            target.close()
-    if as_json:
-        print_json({name: getattr(report, name) for name in report.__dataclass_fields__})
-        return
-    print(
-        f"copied {report.points} points and {report.rows} rows of {report.runs} runs, "
-        f"{report.artifacts} files"
-    )
-    rows = [{"table": row["table"], "digest of both": row["source"][:16]} for row in report.digests]
-    print_table(rows, ("table", "digest of both"))
-
-
-def _with_progress(source: Any, target: Any, runs: list[str] | None, *, quiet: bool) -> Any:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        transient=True,
-        disable=quiet,
-        console=console(),
-    ) as bar:
-        task = bar.add_task("copying", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return copy_store(source, target, run_ids=runs, progress=show)
-
-
-def sync(
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Bring what processes that are gone left in journals into the stores."""
-    loaded = _configured(store)
-    folder = registry.journal_folder(loaded.backend, loaded.journal)
-    writers = drain.drain_orphans(folder)
-    if as_json:
-        print_json({"journal": str(folder), "sent": writers})
-    elif writers:
-        print(f"sent what {len(writers)} processes had left in {folder}")
-    else:
-        print(f"nothing is left behind in {folder}")
-
-
-def _configured(store: str | None) -> Config:
-    """The configuration, with that store instead of its own."""
-    if store is None:
-        return load_config()
-    return load_config(arguments={"backend": registry.resolve_url(store, Path.cwd())})
-
-
 def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look for orphaned or damaged journals, lost runs and stores that cannot be used."""
-    loaded = _configured(store)
+    loaded = configured(store)
     findings = doctors.examine(loaded, repair=repair)
     if as_json:
         print_json([finding.as_row() for finding in findings])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tachograph import registry
+from tachograph.config import Config, load_config
 from tachograph.query import Store, open_store
 
 StoreOption = Annotated[
@@ -33,3 +36,10 @@ RunArgument = Annotated[
 def open_for_reading(store: str | None) -> Store:
     """The store that a command looks at."""
     return open_store(store)
+
+
+def configured(store: str | None) -> Config:
+    """The configuration, with that store instead of its own."""
+    if store is None:
+        return load_config()
+    return load_config(arguments={"backend": registry.resolve_url(store, Path.cwd())})
