@@ -58,13 +58,13 @@ class ServerProcess:
     store : str
         URL of its store.
     folder : Path
-        Its own folder: tokens, journal.
+        Its own folder: tokens, journal, and its log in these tests.
     token : str
         An admin token.
-    url : str
-        Where it answers.
     arguments : list of str
         More of the command line.
+    url : str
+        Where it answers.
     """
 
     store: str
@@ -79,31 +79,50 @@ class ServerProcess:
         """Start it, again on the port that it had before, and wait until it answers."""
         command = [sys.executable, "-m", "tachograph", "serve", "--store", self.store]
         command += ["--folder", str(self.folder), "--port", str(self.port), *self.arguments]
-        log = (self.folder / "log").open("a")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        log.close()
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if found := re.search(r"listening on (https?://\S+:(\d+))", line):
+            if found := re.match(r"listening on (https?://\S+:(\d+))$", line):
                 self.url, self.port = found[1], int(found[2])
                 return self
         raise AssertionError(f"the server did not start: {self.log()}")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the token."""
+        return {"Authorization": f"Bearer {self.token}"}
 
     def log(self) -> str:
         """What it has said on stderr so far."""
         return (self.folder / "log").read_text()
 
     def kill(self) -> None:
-        """End it as a power cut would."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
+        """End it at once, as when its memory runs out."""
+        self._end(signal.SIGKILL)
 
-    def stop(self) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, and return its status."""
+        return self._end(number)
+
+    def _end(self, number: signal.Signals) -> int:
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        self.process.send_signal(number)
+        status = self.process.wait(30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process is not None and self.process.poll() is None
+
+
+def _new(folder: Path, store: str | None, arguments: list[str] | None) -> ServerProcess:
+    token = Tokens(folder).create("admin", rights=("admin",))
+    store = store or f"sqlite:///{folder}/store/runs.sqlite"
+    return ServerProcess(store, folder, token, arguments or []).start()
 
 
 @pytest.fixture
@@ -112,15 +131,22 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     made: list[ServerProcess] = []
 
     def start(store: str | None = None, arguments: list[str] | None = None) -> ServerProcess:
-        folder = tmp_path / f"server-{len(made)}"
-        token = Tokens(folder).create("admin", rights=("admin",))
-        store = store or f"sqlite:///{folder}/store/runs.sqlite"
-        made.append(ServerProcess(store, folder, token, arguments or []))
-        return made[-1].start()
+        made.append(_new(tmp_path / f"server-{len(made)}", store, arguments))
+        return made[-1]
 
     yield start
     for server in made:
-        if server.process is not None and server.process.poll() is None:
+        if server.runs:
             server.kill()
-        if server.process is not None and server.process.stdout is not None:
-            server.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ServerProcess]:
+    """One server process for all tests of a file; `SERVER_ARGUMENTS` there are its arguments."""
+    arguments = getattr(request.module, "SERVER_ARGUMENTS", None)
+    started = _new(tmp_path_factory.mktemp("server"), None, arguments)
+    yield started
+    if started.runs:
+        started.kill()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -50,7 +49,7 @@ def _secret(authorization: str) -> str:
     return ""
 
 
-def needs(right: str, *, all_projects: bool = False) -> Callable[..., Grant]:
+class Needs:
     """A dependency that gives the grant of a request, or refuses it with 403.
 
     Parameters
@@ -61,20 +60,23 @@ def needs(right: str, *, all_projects: bool = False) -> Callable[..., Grant]:
         The token must be one for all projects.
     """
 
-    def check(request: Request) -> Grant:
+    def __init__(self, right: str, *, all_projects: bool = False) -> None:
+        self.right = right
+        self.all_projects = all_projects
+
+    def __call__(self, request: Request) -> Grant:
+        """The grant, where it has the right."""
         grant: Grant = request.state.grant
-        if not grant.may(right):
-            raise Refusal(403, "forbidden", f"the token {grant.name!r} has no right to {right}")
-        if all_projects and not grant.covers_all:
-            raise Refusal(
-                403, "forbidden", f"the token {grant.name!r} is for some projects; this needs all"
-            )
+        if not grant.may(self.right):
+            message = f"the token {grant.name!r} has no right to {self.right}"
+            raise Refusal(403, "forbidden", message)
+        if self.all_projects and not grant.covers_all:
+            message = f"the token {grant.name!r} is for some projects, and this needs all"
+            raise Refusal(403, "forbidden", message)
         return grant
 
-    return check
 
-
-Reader: Any = Annotated[Grant, Depends(needs("read"))]
-Writer: Any = Annotated[Grant, Depends(needs("write"))]
-Admin: Any = Annotated[Grant, Depends(needs("admin"))]
-Overseer: Any = Annotated[Grant, Depends(needs("read", all_projects=True))]
+Reader: Any = Annotated[Grant, Depends(Needs("read"))]
+Writer: Any = Annotated[Grant, Depends(Needs("write"))]
+Admin: Any = Annotated[Grant, Depends(Needs("admin"))]
+Overseer: Any = Annotated[Grant, Depends(Needs("read", all_projects=True))]

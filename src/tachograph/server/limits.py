@@ -38,7 +38,8 @@ class Intake:
         self.bytes = 0  # of bodies, in flight now
         self._freed = asyncio.Event()
         self._unpacking = asyncio.Semaphore(2)
-        self._shares = _Shares(limits)
+        limited = limits.token_bytes or limits.token_points
+        self._shares = _Shares(limits) if limited else None
 
     async def reserve(self, state: dict[str, Any], size: int) -> None:
         """Count bytes as held by a request; Busy where others hold too many for a while."""
@@ -64,7 +65,8 @@ class Intake:
 
     def charge(self, grant: Grant, *, bytes: int = 0, points: int = 0) -> None:
         """Take a token's share of a minute; Refusal (429) where it is used up."""
-        self._shares.charge(grant, {"bytes": bytes, "points": points})
+        if self._shares is not None:
+            self._shares.charge(grant, {"bytes": bytes, "points": points})
 
     async def unpack(self, body: bytes) -> bytes:
         """Decompress a body, of any number of them two at a time, and outside of the loop."""
@@ -124,7 +126,7 @@ async def _receive(request: Request, intake: Intake) -> bytes:
 
 
 class _Shares:
-    """Bytes and points that each token has sent, over a sliding minute."""
+    """What each token has sent in its current minute, which begins with what it sends first."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = {
@@ -132,30 +134,24 @@ class _Shares:
             for kind, most in (("bytes", limits.token_bytes), ("points", limits.token_points))
             if most is not None
         }
-        self._window = rates.strategies.SlidingWindowCounterRateLimiter(
-            rates.storage.MemoryStorage()
-        )
+        # Not a window that slides: of that the library does not say when it has room again.
+        self._window = rates.strategies.FixedWindowRateLimiter(rates.storage.MemoryStorage())
         self._lock = Lock()
 
     def charge(self, grant: Grant, costs: dict[str, int]) -> None:
         with self._lock:
             for kind, item in self._limits.items():
-                cost = costs[kind]
-                if cost > item.amount:
-                    raise Refusal(
-                        413,
-                        "too_large",
-                        f"the token {grant.name!r} may send {item.amount} {kind} a minute, and"
-                        f" this request alone has {cost}; send less at once",
-                    )
-                if not self._window.test(item, grant.id, cost=cost):
-                    window = self._window.get_window_stats(item, grant.id)
-                    wait = max(1, math.ceil(window.reset_time - time.time()))
-                    raise Refusal(
-                        429,
-                        "limit",
-                        f"the token {grant.name!r} has sent its {item.amount} {kind} a minute",
-                        {"Retry-After": str(wait)},
-                    )
+                self._check(grant, kind, item, costs[kind])
             for kind, item in self._limits.items():
                 self._window.hit(item, grant.id, cost=costs[kind])
+
+    def _check(self, grant: Grant, kind: str, item: rates.RateLimitItem, cost: int) -> None:
+        share = f"the token {grant.name!r} may send {item.amount} {kind} a minute"
+        if cost > item.amount:
+            message = f"{share}, and this request alone has {cost}; send less at once"
+            raise Refusal(413, "too_large", message)
+        if not self._window.test(item, grant.id, cost=cost):
+            reset = self._window.get_window_stats(item, grant.id).reset_time
+            wait = max(1, math.ceil(reset - time.time()))
+            message = f"{share}, which it has for this one; come again in {wait} s"
+            raise Refusal(429, "limit", message, {"Retry-After": str(wait)})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import socket
@@ -86,7 +87,6 @@ def serve(settings: ServerSettings, listening: Listening, announce: Callable[[st
     """
     listening.check()
     _check_places(settings)
-    set_up_logging()
     _allow_open_files(listening.connections)
     app = make_app(settings)
     config = uvicorn.Config(
@@ -116,6 +116,7 @@ def serve(settings: ServerSettings, listening: Listening, announce: Callable[[st
     scheme = "https" if listening.certificate else "http"
     with _locked(settings), _bind(listening.host, listening.port) as sock:
         server = _Server(config, app, lambda: announce(_url(scheme, sock)))
+        set_up_logging()
         asyncio.run(server.run_app(sock))
 
 
@@ -170,23 +171,27 @@ def _check_places(settings: ServerSettings) -> None:
 
 @contextlib.contextmanager
 def _locked(settings: ServerSettings) -> Iterator[None]:
-    """Keep a second server off the same stores, and off the same folder."""
-    places = {settings.folder: settings.folder / "lock"}
-    for url in settings.stores:
-        if path := registry.local_path(url):
-            places[path] = registry.journal_folder((url,)).parent / f"{path.name}.server.lock"
+    """Keep a second server off the same stores; the inbox keeps it off the same folder."""
     with contextlib.ExitStack() as stack:
-        for place, name in places.items():
-            try:
-                name.parent.mkdir(
-                    mode=0o700 if place == settings.folder else 0o777, parents=True, exist_ok=True
-                )
-                file = stack.enter_context(open(name, "a"))
-            except OSError as error:
-                raise StoreError(f"cannot write in {name.parent}: {error.strerror}") from error
-            if not lock(file.fileno()):
-                raise StoreError(f"another server uses {place} already; stop it first")
+        for url in settings.stores:
+            registry.open_backend(url, create=True).close()  # or say now that this cannot be
+            if path := registry.local_path(url):
+                folder = _made(registry.journal_folder((url,)).parent)
+                file = stack.enter_context(open(folder / f"{path.name}.server.lock", "a"))
+                if not lock(file.fileno()):
+                    raise StoreError(f"another server uses {url} already; stop it first")
+        _made(settings.folder, 0o700)
         yield
+
+
+def _made(folder: Path, mode: int = 0o777) -> Path:
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"cannot write in {folder}; whose is it?")
+    return folder
 
 
 def _allow_open_files(connections: int) -> None:
