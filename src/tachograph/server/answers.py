@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from tachograph.errors import (
     AccessDenied,
     Busy,
+    Full,
     Gap,
     QueryError,
     RecordError,
@@ -31,6 +32,7 @@ from tachograph.errors import (
 # The first that fits counts.
 STATUSES: tuple[tuple[type[TachographError], int, str], ...] = (
     (Gap, 409, "gap"),
+    (Full, 507, "full"),
     (Busy, 503, "busy"),
     (AccessDenied, 403, "forbidden"),
     (StoreNotFound, 404, "not_found"),
