@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tachograph.current import current_run
     from tachograph.query import open_store as open
     from tachograph.run import Run
+    from tachograph.seeding import seed_everything
     from tachograph.start import start_run, tracked
 
 __version__ = "0.1.0"
@@ -23,9 +24,18 @@ _HOMES = {
     "tracked": ("tachograph.start", "tracked"),
     "current_run": ("tachograph.current", "current_run"),
     "open": ("tachograph.query", "open_store"),
+    "seed_everything": ("tachograph.seeding", "seed_everything"),
 }
 
-__all__ = ["Run", "__version__", "current_run", "open", "start_run", "tracked"]
+__all__ = [
+    "Run",
+    "__version__",
+    "current_run",
+    "open",
+    "seed_everything",
+    "start_run",
+    "tracked",
+]
 
 
 def __getattr__(name: str) -> Any:

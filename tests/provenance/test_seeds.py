@@ -162,8 +162,11 @@ def test_libraries_that_are_not_loaded_stay_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_keras_tensorflow_and_jax_are_read(tmp_path: Path) -> None:
-    """In a process of their own; the draw after reading is the draw without reading."""
+def test_keras_tensorflow_and_jax_are_read_and_seeded(tmp_path: Path) -> None:
+    """In a process of their own; the draw after reading is the draw without reading.
+
+    `seed_everything` seeds them too, and says that jax has nothing to seed.
+    """
     script = (
         "import keras, tensorflow, jax, numpy; from tachograph.provenance.seeds import collect\n"
         "def draw():\n"
@@ -182,6 +185,12 @@ def test_keras_tensorflow_and_jax_are_read(tmp_path: Path) -> None:
         "assert again['global_generator']['kind'] == 'tensorflow.Generator'\n"
         "assert document['jax']['default_prng_impl'] == 'threefry2x32'\n"
         "assert not any('missing' in p for p in document.values() if isinstance(p, dict))\n"
+        "import tachograph; seeding = tachograph.seed_everything(4, deterministic=True)\n"
+        "first = draw(); tachograph.seed_everything(4); assert draw() == first\n"
+        "assert {'keras', 'tensorflow'} <= set(seeding['seeded']), seeding\n"
+        "assert seeding['stateless'] == ['jax']; document = collect()\n"
+        "assert document['keras']['seed'] == document['tensorflow']['seed'] == 4\n"
+        "assert document['tensorflow']['deterministic_operations'] is True\n"
     )
     environment = os.environ | {"KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
