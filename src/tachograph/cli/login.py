@@ -8,10 +8,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from tachograph import credentials, registry
+from tachograph.addresses import is_loopback
 from tachograph.errors import ConfigError
 
 ServerArgument = Annotated[
@@ -71,8 +73,11 @@ def _try(address: str, token: str) -> str | None:
         The server does not know the token, or there is something else at that address.
     """
     request = urllib.request.Request(f"{address}/v1", headers={"Authorization": f"Bearer {token}"})
+    handlers: list[Any] = [_NoRedirects]
+    if is_loopback(urlsplit(address).hostname or ""):
+        handlers.append(urllib.request.ProxyHandler({}))  # this machine is asked, not a proxy
     try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_SECONDS) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=_SECONDS) as answer:
             headers = answer.headers
     except urllib.error.HTTPError as error:
         if error.code == 401:
