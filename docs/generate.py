@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import typer
 from typer.models import ArgumentInfo
 
 import tachograph
@@ -133,8 +134,16 @@ def settings() -> str:
 
 def commands() -> str:
     """Each command with its arguments and options."""
-    functions = {info.callback.__name__: info.callback for info in app.registered_commands}
+    functions = dict(_named(app))
     return "\n\n".join(_command(name, functions[name]) for name in sorted(functions))
+
+
+def _named(group: typer.Typer, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and functions of the commands of a group, and of the groups in it."""
+    for info in group.registered_commands:
+        yield f"{before}{info.name or info.callback.__name__}", info.callback
+    for inner in group.registered_groups:
+        yield from _named(inner.typer_instance, f"{before}{inner.typer_instance.info.name} ")
 
 
 def command_parameters(function: Any) -> Iterator[tuple[str, Any]]:
@@ -146,7 +155,10 @@ def command_parameters(function: Any) -> Iterator[tuple[str, Any]]:
             continue
         # In Annotated, Typer keeps the first declaration of an option as its default.
         declared = (info.default, *(info.param_decls or ()))
-        names = ", ".join(one for one in declared if isinstance(one, str)) or f"--{name}"
+        names = (
+            ", ".join(one for one in declared if isinstance(one, str))
+            or f"--{name.replace('_', '-')}"
+        )
         is_flag = bool in (found.annotation.__origin__, *get_args(found.annotation.__origin__))
         yield names if is_flag else f"{names} {info.metavar or name.upper()}", info
 
