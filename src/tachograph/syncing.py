@@ -22,6 +22,9 @@ from tachograph.journal_reader import list_journals
 Progress = Callable[[str, int, int], None]
 """Told of 'journals' and 'files' (in bytes) and of 'records' how many were sent, of how many."""
 
+LOCK_SECONDS = 10.0
+"""How long to wait for another process that sends the same."""
+
 Outcome = Literal["sent", "waiting", "running", "elsewhere"]
 
 
@@ -93,7 +96,7 @@ def send_journals(folder: Path, progress: Progress | None = None) -> list[Verdic
         lanes.setdefault(drain.lane(folder, url), set()).add(url)
     with drain.Stores(patience.LONGEST) as stores:
         for lane, urls in lanes.items():
-            with drain.alone(lane, wait=10.0) as is_alone:
+            with drain.alone(lane, LOCK_SECONDS) as is_alone:
                 for one in journals:
                     one.send(urls, stores if is_alone else None, meter)
     return [one.end() for one in journals]
@@ -188,7 +191,7 @@ def send_files(folder: Path, progress: Progress | None = None) -> FilesReport:
         if progress:
             progress("files", sum(sizes), total)
 
-    problems = outbox.send(folder, wait=10.0, progress=note) if waiting else {}
+    problems = outbox.send(folder, wait=LOCK_SECONDS, progress=note) if waiting else {}
     left = outbox.waiting(folder)
     return FilesReport(
         len(sizes),
