@@ -134,16 +134,18 @@ def settings() -> str:
 
 def commands() -> str:
     """Each command with its arguments and options."""
-    functions = dict(_named(app))
+    functions = dict(named_commands(app))
     return "\n\n".join(_command(name, functions[name]) for name in sorted(functions))
 
 
-def _named(group: typer.Typer, before: str = "") -> Iterator[tuple[str, Any]]:
+def named_commands(group: typer.Typer, before: str = "") -> Iterator[tuple[str, Any]]:
     """Names and functions of the commands of a group, and of the groups in it."""
     for info in group.registered_commands:
         yield f"{before}{info.name or info.callback.__name__}", info.callback
     for inner in group.registered_groups:
-        yield from _named(inner.typer_instance, f"{before}{inner.typer_instance.info.name} ")
+        yield from named_commands(
+            inner.typer_instance, f"{before}{inner.typer_instance.info.name} "
+        )
 
 
 def command_parameters(function: Any) -> Iterator[tuple[str, Any]]:
