@@ -110,7 +110,8 @@ class Inbox:
         """
         with self._lock:
             self._ready()
-            self._activity.note(batch.writer)
+            if batch.first < batch.next or batch.heartbeat is not None:
+                self._activity.note(batch.writer)
             mark = self._marks.find(batch.writer) or Mark(self._cursor(batch.writer))
             gap = mark.next < batch.first < batch.next
             if not gap and mark.next < batch.next and batch.first < batch.next:

@@ -75,7 +75,12 @@ class Intake:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body of a request, decompressed.
+    """The body of a request, decompressed; see `read_encoded`."""
+    return (await read_encoded(request))[0]
+
+
+async def read_encoded(request: Request) -> tuple[bytes, bytes]:
+    """The body of a request, decompressed, and as it came.
 
     Raises
     ------
@@ -102,11 +107,11 @@ async def read_body(request: Request) -> bytes:
             408, "slow", f"the body did not come within {intake.limits.request_seconds:g} s"
         ) from None
     if encoding == "identity":
-        return body
+        return body, body
     payload = await intake.unpack(body)
     intake.release(request.scope["state"])
-    await intake.reserve(request.scope["state"], len(payload))
-    return payload
+    await intake.reserve(request.scope["state"], len(payload) + len(body))
+    return payload, body
 
 
 async def _receive(request: Request, intake: Intake) -> bytes:
