@@ -68,6 +68,14 @@ class LiveReader:
             rows += [row for row in self._tail.rows(table) if row["run_id"] in set(run_ids)]
         return rows
 
+    def writers_of(self, run_id: str) -> set[str]:
+        """Who recorded points or events of a run."""
+        where = [Condition("run_id", "=", run_id)]
+        found: set[str] = set()
+        for table in ("summaries", "events"):
+            found |= {*self.backend.read(Query(table, where, ["writer"], raw=True))["writer"]}
+        return found | self._tail.writers_of(run_id) if self.has_tail() else found
+
     def has_tail(self) -> bool:
         """Whether reachable journals hold what the store does not have yet.
 
@@ -105,12 +113,18 @@ class LiveReader:
     def _grown(self, query: Query, tail: _Tail) -> Table | None:
         name = "metrics" if query.table == "all_metrics" else query.table
         fitting = tail.rows(name, query)
-        added = [row for row in fitting if all(matches(row, test) for test in query.where)]
-        gone = self._gone(tail)
-        begun = query.table == "metrics" and bool(tail.rows("attempts"))
+        added = [row for row in fitting if _fits(row, query.where)]
+        same_run = [condition for condition in query.where if condition.column == "run_id"]
+        gone = {one for one in self._gone(tail) if _fits({"run_id": one}, same_run)}
+        # A first attempt replaces nothing.
+        begun = query.table == "metrics" and any(
+            row["attempt"] != 1 and _fits(row, same_run) for row in tail.rows("attempts")
+        )
         if not added and not gone and not begun:
             return None
-        stored = self.backend.read(_wider(query, "run_id", "attempt", "step", "writer", "seq"))
+        spare = None if gone or begun else 0
+        columns = ("run_id", "attempt", "step", "writer", "seq")
+        stored = self.backend.read(_wider(query, *columns, spare=spare))
         # A store of files may show rows a moment before their cursor.
         known = set(zip(stored["writer"], stored["seq"], strict=True))
         added = [row for row in added if (row["writer"], row["seq"]) not in known]
@@ -139,11 +153,12 @@ class LiveReader:
         more = {row["run_id"] for row in tail.rows("runs")} if by_run else set(tail.heartbeats)
         touched = sorted({row[owner] for row in changed} | more)
         same_owner = [condition for condition in query.where if condition.column == owner]
-        touched = [one for one in touched if all(matches({owner: one}, c) for c in same_owner)]
+        touched = [one for one in touched if _fits({owner: one}, same_owner)]
         if not touched:
             return None
         wanted = [Condition(owner, "in", touched), *same_key]
         raw = list(self.backend.read(Query(spec.name, wanted, raw=True)))
+        spare = len(raw)
         raw += changed
         runs = self._changed_runs(tail) if by_run else []
         merged = view(spec.name, {"runs": runs, "attempts": [], spec.name: raw})
@@ -151,7 +166,7 @@ class LiveReader:
             row["writer"] = row["writer"].removesuffix(_AGAIN)
         if spec.name == "writers":
             merged = [row | tail.heartbeat(row) for row in merged]
-        stored = self.backend.read(_wider(query, owner))
+        stored = self.backend.read(_wider(query, owner, spare=spare))
         again = set(touched)
         rows = [row for row in stored if row[owner] not in again]
         return select(query, [*rows, *merged])
@@ -230,6 +245,15 @@ class _Tail:
                 found |= {row["run_id"] for row in rows if row.get("run_id")}
         return sorted(found)
 
+    def writers_of(self, run_id: str) -> set[str]:
+        """Whose points or events of a run there are."""
+        return {
+            batch.writer
+            for batch in self._batches
+            if any(block.series.run_id == run_id for block in batch.blocks)
+            or any(row["run_id"] == run_id for row in batch.rows.get("events", ()))
+        }
+
     def heartbeat(self, row: Row) -> Row:
         """The later of what the row and the batches say about when its writer was last seen."""
         seen = [row["heartbeat_at"], self.heartbeats.get(row["writer"])]
@@ -257,7 +281,7 @@ class _Tail:
             for block in batch.blocks:
                 run_id = block.series.run_id
                 rows = [{"run_id": run_id, "name": name} for name in block.series.names]
-                if any(all(matches(row, c) for c in conditions) for row in rows):
+                if any(_fits(row, conditions) for row in rows):
                     yield batch, block
 
 
@@ -274,11 +298,21 @@ def _any_of(run_ids: Sequence[str]) -> Condition:
     return Condition("run_id", "in", list(run_ids))
 
 
-def _wider(query: Query, *columns: str) -> Query:
-    """The query for all rows that fit, with these columns and those it sorts and filters by."""
+def _fits(row: Row, conditions: Iterable[Condition]) -> bool:
+    return all(matches(row, condition) for condition in conditions)
+
+
+def _wider(query: Query, *columns: str, spare: int | None = None) -> Query:
+    """The query with these columns and those it sorts and filters by, for more rows.
+
+    `spare` is how many of the rows may turn out not to count, None where that is not known: then
+    all rows that fit are asked for.
+    """
     if query.columns is not None:
         used = [*query.columns, *(condition.column for condition in query.where), *columns]
         used += [name.removeprefix("-") for name in query.order]
         known = table_columns(query.table)
         query = replace(query, columns=[name for name in dict.fromkeys(used) if name in known])
-    return replace(query, order=(), limit=None)
+    if spare is None or query.limit is None:
+        return replace(query, order=(), limit=None)
+    return replace(query, limit=query.limit + spare)

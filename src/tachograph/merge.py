@@ -128,10 +128,7 @@ def _merge_series(rows: list[Row]) -> Row:
 def select(query: Query, rows: Iterable[Row]) -> Table:
     """Filter, sort, cut and project rows as a query says."""
     query.check()
-    try:
-        chosen = [row for row in rows if all(matches(row, test) for test in query.where)]
-    except TypeError as error:
-        raise QueryError(f"cannot compare in table {query.table!r}: {error}") from error
+    chosen = [row for row in rows if all(matches(row, test) for test in query.where)]
     for name in reversed(query.order):
         column, descending = name.removeprefix("-"), name.startswith("-")
         known = [row for row in chosen if row[column] is not None]
@@ -146,8 +143,13 @@ def select(query: Query, rows: Iterable[Row]) -> Table:
 @lru_cache
 def like_pattern(pattern: str) -> re.Pattern[str]:
     """What SQL's LIKE accepts, case-sensitive: `%` is any text, `_` any character."""
-    wild = {"%": ".*", "_": "."}
-    return re.compile("".join(wild.get(c, re.escape(c)) for c in pattern), re.DOTALL)
+    first, *parts = (
+        "".join("." if c == "_" else re.escape(c) for c in part) for part in pattern.split("%")
+    )
+    # Each part but the last at the first place where it fits, for good: to try all places takes
+    # for ever with many of them.
+    middle = "".join(f"(?>.*?{part})" for part in parts[:-1])
+    return re.compile(first + middle + "".join(f".*{part}" for part in parts[-1:]), re.DOTALL)
 
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -163,10 +165,19 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def matches(row: Row, condition: Condition) -> bool:
-    """Whether a row satisfies a condition; NULL is as `Condition` says."""
+    """Whether a row satisfies a condition; NULL is as `Condition` says.
+
+    Raises
+    ------
+    QueryError
+        The two have no order between them.
+    """
     value, wanted = row[condition.column], condition.value
     if value is None:
         return condition.operator == "=" and wanted is None
     if wanted is None:
         return condition.operator == "!="
-    return _COMPARE[condition.operator](value, wanted)
+    try:
+        return _COMPARE[condition.operator](value, wanted)
+    except TypeError as error:
+        raise QueryError(f"cannot compare {condition.column!r} with {wanted!r}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tachograph.backends.base import Condition, Query, SupportsReduction
 from tachograph.errors import QueryError
 from tachograph.facts import choose_context, nearest
+from tachograph.listing import Reader
 from tachograph.live import LiveReader
 from tachograph.records import join_special
 from tachograph.reduction import reduce
@@ -31,7 +32,7 @@ Key = tuple[str, str, int]
 
 
 def find_series(
-    reader: LiveReader,
+    reader: Reader,
     run_id: str,
     name: str,
     context: Mapping[str, Any] | str | None,
@@ -79,7 +80,7 @@ def read_points(
     ):
         return _exact(backend.reduced_series(where, attempts, count), columns)
     table = "all_metrics" if attempts == "all" else "metrics"
-    points = _by_step(_exact(reader.read(Query(table, where, [*columns, "special"])), columns))
+    points = by_step(_exact(reader.read(Query(table, where, [*columns, "special"])), columns))
     return points if count is None else reduce(points, count)
 
 
@@ -117,7 +118,7 @@ def _read_all(reader: LiveReader, run_id: str, keys: Sequence[Key]) -> Iterator[
         if key in places:  # the conditions let other pairs of name, context and rank through
             places[key].append(at)
     for key, chosen in places.items():
-        yield key, _by_step(_exact(found.take(chosen), COLUMNS))
+        yield key, by_step(_exact(found.take(chosen), COLUMNS))
 
 
 def _conditions(
@@ -137,7 +138,7 @@ def _exact(points: Table, columns: Sequence[str]) -> Table:
     return Table(chosen)
 
 
-def _by_step(points: Table) -> Table:
+def by_step(points: Table) -> Table:
     """Sort by step; points without one come last, and equal ones keep their order."""
     steps = points["step"]
     if None not in steps and all(map(operator.le, steps, steps[1:])):

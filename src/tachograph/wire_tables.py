@@ -13,10 +13,12 @@ from typing import Any
 
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import QueryError, WireError
+from tachograph.records import ColumnType
 from tachograph.table import Table
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
+_MOST_BITS = 10_000  # Python does not print larger numbers
 
 # ---------------------------------------------------------------------------- queries
 
@@ -86,6 +88,9 @@ def _condition(entry: Any) -> Condition:
         raise QueryError("'in' takes a list")
     if not all(one is None or isinstance(one, str | int | float) for one in constants):
         raise QueryError(f"{value!r:.80} is nothing to compare a column with")
+    for one in constants:
+        if isinstance(one, str):
+            _text("value", one)
     if any(isinstance(one, int) and not -(1 << 63) <= one < 1 << 63 for one in constants):
         raise QueryError(f"{value!r:.80} does not fit into 64 bits")
     return Condition(_text("column", column), _text("operator", operator), value)  # type: ignore[arg-type]
@@ -94,6 +99,10 @@ def _condition(entry: Any) -> Condition:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise QueryError(f"{name!r} is text, not {value!r:.40}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a character, which JSON can spell
+        raise QueryError(f"{name!r} is no text: {value!r:.40}") from None
     return value
 
 
@@ -106,14 +115,24 @@ def _texts(name: str, value: Any) -> list[str]:
 # ---------------------------------------------------------------------------- tables
 
 
-def table_to_json(table: Table) -> bytes:
-    """``{"rows": n, "columns": {name: [value, ...]}}``; what JSON has no number for is null."""
-    columns = table.to_pydict()
+def table_to_json(table: Table, facts: Mapping[str, Any] | None = None) -> bytes:
+    """``{"rows": n, "columns": {name: [value, ...]}}``; what JSON has no number for is null.
+
+    Parameters
+    ----------
+    table : Table
+    facts : mapping, optional
+        What is said beside it.
+    """
+    return to_json({"rows": len(table), **(facts or {}), "columns": table.to_pydict()})
+
+
+def to_json(document: Any) -> bytes:
+    """A document as JSON, null for what JSON has no number for."""
     try:
-        return _encode({"rows": len(table), "columns": columns})
-    except ValueError:  # a NaN or an infinity
-        finite = {name: [*map(_finite, values)] for name, values in columns.items()}
-        return _encode({"rows": len(table), "columns": finite})
+        return _encode(document)
+    except (ValueError, TypeError):  # a NaN or an infinity; or keys that are no texts
+        return _encode(_speakable(document))
 
 
 def table_from_json(body: bytes) -> Table:
@@ -125,11 +144,43 @@ def table_from_json(body: bytes) -> Table:
         raise WireError(f"the answer is no table: {error}"[:200]) from error
 
 
-def table_to_arrow(table: Table) -> bytes:
-    """A stream of Arrow IPC with one record batch; ImportError where pyarrow is missing."""
+def table_to_arrow(
+    table: Table,
+    types: Mapping[str, ColumnType] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A stream of Arrow IPC with one record batch; ImportError where pyarrow is missing.
+
+    Parameters
+    ----------
+    table : Table
+    types : mapping of str to ColumnType, optional
+        Of columns where they are known: one without a value does not tell.
+    facts : mapping, optional
+        What is said beside it, in the metadata of the schema.
+
+    Raises
+    ------
+    QueryError
+        A column has values of several kinds, as SQL may give them.
+    """
     import pyarrow
 
-    arrow = table.to_arrow()
+    kinds = {"text": pyarrow.string(), "json": pyarrow.string()}
+    kinds |= {"int": pyarrow.int64(), "float": pyarrow.float64()}
+    columns = {}
+    for name in table.columns:
+        kind = kinds[types[name]] if types and name in types else None
+        try:
+            columns[name] = pyarrow.array(table[name], kind)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise QueryError(
+                f"the column {name!r} has values of several kinds, which Arrow cannot hold"
+                f" ({error}); ask for JSON"
+            ) from error
+    arrow = pyarrow.table(columns)
+    if facts:
+        arrow = arrow.replace_schema_metadata({name: str(fact) for name, fact in facts.items()})
     sink = io.BytesIO()
     with pyarrow.ipc.new_stream(sink, arrow.schema) as writer:
         writer.write_table(arrow)
@@ -143,5 +194,12 @@ def _encode(document: Any) -> bytes:
     return text.encode(errors="replace")
 
 
-def _finite(value: Any) -> Any:
+def _speakable(value: Any) -> Any:
+    """A value as JSON can say it."""
+    if isinstance(value, dict):
+        return {str(key): _speakable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_speakable, value)]
+    if isinstance(value, int):
+        return value if value.bit_length() <= _MOST_BITS else None
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,11 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from tachograph import __version__
-from tachograph.server import monitoring
+from tachograph.server import following, monitoring, querying, reading, writing
 from tachograph.server.answers import answer_http, answer_invalid
 from tachograph.server.envelope import Envelope
+from tachograph.server.following import Followers
+from tachograph.server.inbox import Inbox
 from tachograph.server.limits import Intake
 from tachograph.server.monitoring import Metrics
+from tachograph.server.ownership import Ownership
+from tachograph.server.readers import Readers
 from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
 
@@ -32,6 +36,13 @@ class Server:
     ----------
     settings : ServerSettings
     tokens : Tokens
+    inbox : Inbox
+        What is received, on its way into the stores.
+    readers : Readers
+        The first store, lent to those who read.
+    ownership : Ownership
+        Whose runs may be written with which token.
+    followers : Followers
     intake : Intake
         What requests hold, and what tokens have used.
     metrics : Metrics
@@ -41,6 +52,10 @@ class Server:
 
     settings: ServerSettings
     tokens: Tokens
+    inbox: Inbox
+    readers: Readers
+    ownership: Ownership
+    followers: Followers
     intake: Intake
     metrics: Metrics
     stopping: bool = False
@@ -48,10 +63,17 @@ class Server:
     @classmethod
     def open(cls, settings: ServerSettings) -> Server:
         """Open everything; ConfigError or StoreError where that cannot be."""
-        return cls(settings, Tokens(settings.folder), Intake(settings.limits), Metrics())
+        tokens = Tokens(settings.folder)
+        inbox = Inbox(settings.stores, settings.folder)
+        readers = Readers(inbox, settings.stores[0], settings.limits.answer_rows)
+        intake = Intake(settings.limits)
+        owners = Ownership(inbox, readers)
+        return cls(settings, tokens, inbox, readers, owners, Followers(), intake, Metrics())
 
     def close(self) -> None:
         """Bring what was received into the stores, and let go of everything."""
+        self.readers.close()
+        self.inbox.close()
         self.tokens.note_used()
 
 
@@ -74,8 +96,8 @@ def make_app(settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (monitoring.router,):
-        app.include_router(router)
+    for module in (writing, reading, querying, following, monitoring):
+        app.include_router(module.router)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
