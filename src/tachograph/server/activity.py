@@ -26,11 +26,15 @@ class Activity:
         self._now.add(writer)
 
     @property
+    def writers(self) -> int:
+        """How many writers were heard of lately."""
+        self._turn()
+        return max(len(self._now), self._before)
+
+    @property
     def interval(self) -> float:
         """Seconds that a client should wait until it sends again, from 1 to 30."""
-        self._turn()
-        active = max(len(self._now), self._before)
-        return min(max(active / _A_SECOND, 1.0), _LONGEST)
+        return min(max(self.writers / _A_SECOND, 1.0), _LONGEST)
 
     def _turn(self) -> None:
         passed = time.monotonic() - self._began

@@ -5,6 +5,8 @@ Knows the parts by their names; each route stands in a file of its own.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from tachograph import __version__
+from tachograph.errors import TachographError
 from tachograph.server import following, monitoring, querying, reading, writing
 from tachograph.server.answers import answer_http, answer_invalid
 from tachograph.server.envelope import Envelope
@@ -26,6 +29,9 @@ from tachograph.server.ownership import Ownership
 from tachograph.server.readers import Readers
 from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
+
+_CHORES_SECONDS = 60.0
+_log = logging.getLogger("tachograph.server")
 
 
 @dataclass(slots=True)
@@ -68,13 +74,28 @@ class Server:
         readers = Readers(inbox, settings.stores[0], settings.limits.answer_rows)
         intake = Intake(settings.limits)
         owners = Ownership(inbox, readers)
-        return cls(settings, tokens, inbox, readers, owners, Followers(), intake, Metrics())
+        metrics = Metrics()
+        metrics.show_inbox(inbox)
+        return cls(settings, tokens, inbox, readers, owners, Followers(), intake, metrics)
 
     def close(self) -> None:
         """Bring what was received into the stores, and let go of everything."""
         self.readers.close()
         self.inbox.close()
-        self.tokens.note_used()
+        self.note_used()
+
+    def note_used(self) -> None:
+        """Write down when tokens were last used; a disk that is full does not matter here."""
+        try:
+            self.tokens.note_used()
+        except (OSError, TachographError) as error:
+            _log.warning("when tokens were used is not written down: %s", error)
+
+
+async def _do_chores(server: Server) -> None:
+    while True:
+        await asyncio.sleep(_CHORES_SECONDS)
+        await asyncio.to_thread(server.note_used)
 
 
 def make_app(settings: ServerSettings) -> FastAPI:
@@ -82,11 +103,13 @@ def make_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.server = Server.open(settings)
+        server = app.state.server = Server.open(settings)
+        chores = asyncio.create_task(_do_chores(server))
         try:
             yield
         finally:
-            app.state.server.close()
+            chores.cancel()
+            await asyncio.to_thread(server.close)
 
     app = FastAPI(
         title="Tachograph",

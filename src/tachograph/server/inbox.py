@@ -137,6 +137,12 @@ class Inbox:
             return self._marks.known(self._commit.durable)
 
     @property
+    def writers(self) -> int:
+        """How many writers were heard of in the last half minute."""
+        with self._lock:
+            return self._activity.writers
+
+    @property
     def interval(self) -> float:
         """Seconds that clients should wait until they send again."""
         with self._lock:

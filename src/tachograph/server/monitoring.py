@@ -15,6 +15,7 @@ from tachograph.server.access import Overseer
 
 if TYPE_CHECKING:
     from tachograph.server.envelope import Exchange
+    from tachograph.server.inbox import Inbox
 
 router = APIRouter(tags=["operation"])
 
@@ -45,6 +46,16 @@ class Metrics:
         """Show a figure that is looked up whenever someone asks."""
         gauge = prometheus.Gauge(f"tachograph_{name}", meaning, registry=self.registry)
         gauge.set_function(value)
+
+    def show_inbox(self, inbox: Inbox) -> None:
+        """Show what waits for the stores, and who sends."""
+        waiting = "Bytes in the journal that the slowest store does not have yet."
+        self.show("journal_waiting_bytes", waiting, lambda: inbox.backlog().get("waiting_bytes", 0))
+        lag = "Seconds by which the slowest store is behind."
+        self.show("store_lag_seconds", lag, lambda: inbox.backlog().get("lag_seconds", 0.0))
+        self.show(
+            "active_writers", "Writers heard of in the last half minute.", lambda: inbox.writers
+        )
 
     def count(self, exchange: Exchange) -> None:
         """Count a request that has ended."""
