@@ -16,9 +16,10 @@ from fastapi.testclient import TestClient
 
 from tachograph.errors import Busy
 from tachograph.server.answers import Refusal
+from tachograph.server.app import make_app
 from tachograph.server.limits import Intake, read_body
 from tachograph.server.settings import Limits, ServerSettings
-from tachograph.server.tokens import Grant
+from tachograph.server.tokens import Grant, Tokens
 
 LIMITS = Limits(
     body_bytes=10_000, batch_bytes=100_000, in_flight_bytes=120_000, request_seconds=1.0
@@ -70,10 +71,12 @@ def test_a_body_above_the_limit_is_refused(echo: TestClient, declared: bool) -> 
     [("deflate", zlib.compress), ("gzip", gzip.compress), ("GZIP ", gzip.compress)],
 )
 def test_a_compressed_body_is_unpacked(echo: TestClient, encoding: str, pack: Any) -> None:
-    """And what it unpacks to is what is held."""
+    """And held are what came and what it unpacks to."""
     body = bytes(range(256)) * 390  # 99840 bytes
-    answer = echo.post("/echo", content=pack(body), headers={"Content-Encoding": encoding})
-    assert answer.json() == {"bytes": len(body), "sum": zlib.crc32(body), "held": len(body)}
+    packed = pack(body)
+    answer = echo.post("/echo", content=packed, headers={"Content-Encoding": encoding})
+    held = len(body) + len(packed)
+    assert answer.json() == {"bytes": len(body), "sum": zlib.crc32(body), "held": held}
 
 
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
@@ -171,6 +174,24 @@ def test_a_token_may_send_its_share_and_no_more() -> None:
     with pytest.raises(Refusal, match="60000 bytes a minute"):
         intake.charge(one, bytes=1, points=0)
     intake.charge(other, bytes=60_000, points=600)
+
+
+def test_a_client_that_sends_more_than_its_share_is_told_to_wait(
+    server_settings: ServerSettings,
+) -> None:
+    """429 over HTTP, after which nothing of that batch was taken."""
+    limited = replace(server_settings, limits=replace(LIMITS, token_points=1))
+    secret = Tokens(limited.folder).create("writer", rights=["write"])
+    with TestClient(make_app(limited), headers={"Authorization": f"Bearer {secret}"}) as client:
+        for first, status in ((0, 200), (40, 429)):
+            rows = [[first + number, 0, number, None, [0.5]] for number in range(40)]
+            batch = {"writer": "w", "first": first, "next": first + 40}
+            batch["points"] = [{"run_id": "r", "names": ["loss"], "rows": rows}]
+            answer = client.post("/v1/batches", json=batch)
+            assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["code"] == "limit"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert client.get("/v1/writers/w").json() == {"next": 40}
 
 
 def test_a_batch_above_a_whole_share_is_to_be_cut() -> None:

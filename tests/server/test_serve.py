@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -195,6 +196,23 @@ def test_a_stop_lets_requests_finish(serve: Callable[..., Any], number: signal.S
         begun.sendall(body[10:])
         assert begun.recv(1 << 16).startswith(b"HTTP/1.1 200")
     assert started.process.wait(10) == 0
+
+
+def test_a_stop_sends_followers_away(serve: Callable[..., Any]) -> None:
+    """Who follows a run holds up nothing; the journal is in the store when the server has ended."""
+    started = serve()
+    run = {"seq": 0, "run_id": "r", "root_id": "r", "kind": "run", "status": "running"}
+    row = run | {"attempt": 1, "started_at": 1, "changed_at": 1}
+    batch = {"writer": "w", "first": 0, "next": 1, "rows": {"runs": [row]}}
+    with httpx.Client(base_url=started.url, headers=started.headers, timeout=20) as client:
+        assert client.post("/v1/batches", json=batch).json()["next"] == 1
+        with client.stream("GET", "/v1/runs/r/follow") as followed:
+            assert next(followed.iter_lines())
+            begun = time.monotonic()
+            assert started.stop() == 0
+            assert time.monotonic() - begun < module.GRACE_SECONDS
+    with sqlite3.connect(started.store.removeprefix("sqlite:///")) as store:
+        assert store.execute("select run_id from runs").fetchall() == [("r",)]
 
 
 # ---------------------------------------------------------------------------- bad clients

@@ -80,7 +80,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def read_encoded(request: Request) -> tuple[bytes, bytes]:
-    """The body of a request, decompressed, and as it came.
+    """The body of a request: decompressed, and as it came.
 
     Raises
     ------
