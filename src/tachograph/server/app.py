@@ -18,7 +18,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from tachograph import __version__
 from tachograph.errors import TachographError
-from tachograph.server import following, monitoring, querying, reading, writing
+from tachograph.server import describing, following, monitoring, querying, reading, writing
 from tachograph.server.answers import answer_http, answer_invalid
 from tachograph.server.envelope import Envelope
 from tachograph.server.following import Followers
@@ -115,11 +115,10 @@ def make_app(settings: ServerSettings) -> FastAPI:
         title="Tachograph",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
+        openapi_url=None,  # `describing` says more, and its page needs no scripts from elsewhere
         redirect_slashes=False,
     )
-    for module in (writing, reading, querying, following, monitoring):
+    for module in (writing, reading, querying, following, describing, monitoring):
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_invalid)

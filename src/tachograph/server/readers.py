@@ -59,6 +59,8 @@ class Readers:
         self._rows = rows
         self._idle: list[Backend] = []
         self._lock = Lock()
+        self._reading: set[Served] = set()
+        self._closed = False
         self._lent = BoundedSemaphore(2 * THREADS)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reader")
         self._turns = asyncio.Semaphore(THREADS)
@@ -140,12 +142,15 @@ class Readers:
         try:
             backend = self._take()
             healthy = True
+            served = Served(backend, self._inbox, self.flush, self._rows, grant)
+            self._reading.add(served)
             try:
-                yield Served(backend, self._inbox, self.flush, self._rows, grant)
+                yield served
             except StoreError as error:
                 healthy = isinstance(error, Busy)
                 raise
             finally:
+                self._reading.discard(served)
                 self._give_back(backend, healthy)
         finally:
             self._lent.release()
@@ -166,7 +171,12 @@ class Readers:
         self._flushed = started
 
     def close(self) -> None:
-        """Close the stores, when those who read are done."""
+        """Cut short what is being read, and close the stores."""
+        self._closed = True
+        while self._reading:
+            for served in list(self._reading):
+                served.cut_short()
+            time.sleep(0.02)
         self._threads.shutdown()
         with self._lock:
             idle, self._idle = self._idle, []
@@ -176,6 +186,8 @@ class Readers:
     # ------------------------------------------------------------------ inside
 
     def _take(self) -> Backend:
+        if self._closed:
+            raise Busy("the server ends", 5.0)
         with self._lock:
             if self._idle:
                 return self._idle.pop()
