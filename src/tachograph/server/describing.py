@@ -6,7 +6,7 @@ store.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from tachograph import __version__
 from tachograph.server.access import Needs
 from tachograph.server.docs_page import render
-from tachograph.server.shapes import SCHEMAS, reference
+from tachograph.server.shapes import SCHEMAS, errors, reference
 from tachograph.wire_tables import JSON
 
 router = APIRouter(tags=["operation"])
@@ -92,41 +92,52 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             if path in _OPEN:
                 operation["security"] = []
             if need := needs.get((path, method)):
+                everywhere = " in all projects" if need.all_projects else ""
+                operation["description"] += f"\n\nNeeds the right `{need.right}`{everywhere}."
                 operation["x-right"] = need.right
-                operation["description"] += _needed(need)
-            _complete(operation)
+            operation["responses"] = _answers(operation["responses"], path, method, need)
+            _complete_parameters(operation)
     return found
 
 
 def _needs(app: FastAPI) -> Iterator[tuple[str, str, Needs]]:
     """What right each route asks for."""
-    for route in app.routes:
+    for route in _routes(app.routes):
+        for dependency in route.dependant.dependencies:
+            if isinstance(dependency.call, Needs):
+                for method in route.methods or ():
+                    yield route.path_format, method.lower(), dependency.call
+
+
+def _routes(routes: Iterable[Any]) -> Iterator[APIRoute]:
+    for route in routes:
         if isinstance(route, APIRoute):
-            for dependency in route.dependant.dependencies:
-                if isinstance(dependency.call, Needs):
-                    for method in route.methods or ():
-                        yield route.path_format, method.lower(), dependency.call
+            yield route
+        else:  # a router that was included; older versions of FastAPI have its routes instead
+            yield from _routes(getattr(getattr(route, "original_router", None), "routes", ()))
 
 
-def _needed(need: Needs) -> str:
-    return f"\n\nNeeds the right `{need.right}`{' in all projects' if need.all_projects else ''}."
-
-
-def _complete(operation: dict[str, Any]) -> None:
-    """Say what holds for every operation, and nothing of what FastAPI would do by itself."""
-    answers = operation["responses"]
-    answers.pop("422", None)  # a parameter that is not as described is a 400 here
-    answers["default"] = {
-        "description": "Any other error.",
-        "content": {JSON: {"schema": reference("Error")}},
-    }
-    for answer in answers.values():
+def _answers(given: dict[str, Any], path: str, method: str, need: Needs | None) -> dict[str, Any]:
+    """What a route says that it answers, and what all do."""
+    common = (400,) if path in _OPEN else (400, 401, 503)
+    more = errors(*common, *((403,) if need else ()))
+    found = {str(status): answer for status, answer in (more | given).items()}
+    found.pop("422", None)  # FastAPI's own for a parameter that is not as described: 400 here
+    if method != "get":
+        found.pop("304", None)
+    for answer in found.values():
         for content in answer.get("content", {}).values():
             if "$ref" in content.get("schema", {}):  # what a route says, not its annotation
                 content["schema"] = {"$ref": content["schema"]["$ref"]}
+    error = {JSON: {"schema": reference("Error")}}
+    return {**dict(sorted(found.items())), "default": {"description": "Another.", "content": error}}
+
+
+def _complete_parameters(operation: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["name"] in _KNOWN:
             parameter.setdefault("description", _KNOWN[parameter["name"]])
+    answers = operation["responses"]
     if "304" in answers:
         operation.setdefault("parameters", []).append(_IF_NONE_MATCH)
         answers["200"]["headers"] = {"ETag": _ETAG}
