@@ -14,11 +14,20 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from tachograph import __version__
 from tachograph.errors import TachographError
-from tachograph.server import describing, following, monitoring, querying, reading, writing
+from tachograph.server import (
+    describing,
+    downloads,
+    following,
+    monitoring,
+    querying,
+    reading,
+    uploads,
+    writing,
+)
 from tachograph.server.answers import answer_http, answer_invalid
 from tachograph.server.envelope import Envelope
 from tachograph.server.following import Followers
@@ -29,9 +38,13 @@ from tachograph.server.ownership import Ownership
 from tachograph.server.readers import Readers
 from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
+from tachograph.server.uploads import Uploads
 
 _CHORES_SECONDS = 60.0
 _log = logging.getLogger("tachograph.server")
+
+_ROUTES = (writing, uploads, downloads, reading, querying, following, describing, monitoring)
+_AS_THEY_ARE = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/octet-stream")  # never compressed
 
 
 @dataclass(slots=True)
@@ -48,6 +61,8 @@ class Server:
         The first store, lent to those who read.
     ownership : Ownership
         Whose runs may be written with which token.
+    uploads : Uploads
+        Files on their way in.
     followers : Followers
     intake : Intake
         What requests hold, and what tokens have used.
@@ -61,6 +76,7 @@ class Server:
     inbox: Inbox
     readers: Readers
     ownership: Ownership
+    uploads: Uploads
     followers: Followers
     intake: Intake
     metrics: Metrics
@@ -76,10 +92,12 @@ class Server:
         owners = Ownership(inbox, readers)
         metrics = Metrics()
         metrics.show_inbox(inbox)
-        return cls(settings, tokens, inbox, readers, owners, Followers(), intake, metrics)
+        files = Uploads(settings.stores, settings.folder / "uploads")
+        return cls(settings, tokens, inbox, readers, owners, files, Followers(), intake, metrics)
 
     def close(self) -> None:
         """Bring what was received into the stores, and let go of everything."""
+        self.uploads.close()
         self.readers.close()
         self.inbox.close()
         self.note_used()
@@ -118,10 +136,12 @@ def make_app(settings: ServerSettings) -> FastAPI:
         openapi_url=None,  # `describing` says more, and its page needs no scripts from elsewhere
         redirect_slashes=False,
     )
-    for module in (writing, reading, querying, following, describing, monitoring):
+    for module in _ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
+    app.add_middleware(
+        GZipMiddleware, minimum_size=1024, compresslevel=1, exclude_content_types=_AS_THEY_ARE
+    )
     app.add_middleware(Envelope)  # added last: the outermost
     return app

@@ -24,6 +24,8 @@ class Limits:
         Of a batch when it is decompressed.
     in_flight_bytes : int
         Of all bodies together that are being read or decoded.
+    artifact_bytes : int or None
+        Of one file; None is no limit.
     answer_rows : int
         Rows of one answer.
     request_seconds : float
@@ -37,6 +39,7 @@ class Limits:
     in_flight_bytes: int = 64 << 20
     answer_rows: int = 1_000_000
     request_seconds: float = 60.0
+    artifact_bytes: int | None = None
     token_bytes: int | None = None
     token_points: int | None = None
 
