@@ -21,6 +21,7 @@ from tachograph import portions
 from tachograph.backends.base import Backend, Condition, Query, SupportsArtifacts
 from tachograph.errors import RunNotFound, StoreError
 from tachograph.identity import derived_id
+from tachograph.lookup import family_of
 from tachograph.patience import write_patiently
 from tachograph.proving import prove
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series, join_special
@@ -386,17 +387,10 @@ def _runs_by_writer(backend: Backend, run_ids: Sequence[str]) -> dict[str, set[s
 
 def _families(backend: Backend, run_ids: Sequence[str]) -> list[str]:
     """The runs and all their descendants; RunNotFound where one is not there."""
-    found = backend.read(Query("runs", columns=["run_id", "parent_id"]))
-    children: dict[str | None, list[str]] = {}
-    for run_id, parent in zip(found["run_id"], found["parent_id"], strict=True):
-        children.setdefault(parent, []).append(run_id)
-    missing = set(run_ids) - set(found["run_id"])
+    missing = set(run_ids)
+    for some in portions.chunks(run_ids):
+        where = [portions.one_of("run_id", some)]
+        missing -= set(backend.read(Query("runs", where, ["run_id"]))["run_id"])
     if missing:
         raise RunNotFound(f"{backend.url} has no run {', '.join(sorted(missing))}")
-    family = dict.fromkeys(run_ids)
-    waiting = list(family)
-    while waiting:
-        born = [run for run in children.get(waiting.pop(), []) if run not in family]
-        family |= dict.fromkeys(born)
-        waiting += born
-    return list(family)
+    return family_of(backend, run_ids)

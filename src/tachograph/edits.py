@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tachograph.backends.base import Condition, Query
 from tachograph.errors import QueryError
 from tachograph.facts import nearest
 from tachograph.live import LiveReader
+from tachograph.lookup import family_of
 from tachograph.records import TABLES, Batch, Row, now_us, uuid7
 from tachograph.redaction import redact_text, redact_value
 
@@ -76,7 +76,7 @@ class Editor:
 
     def delete(self, run_ids: Sequence[str]) -> list[str]:
         """Put tombstones on runs and all their descendants; return their ids."""
-        gone = sorted({one for run_id in run_ids for one in self._family(run_id)})
+        gone = sorted(family_of(self._reader, run_ids))
         if gone:
             self.write({"runs": [{"run_id": run_id, "deleted": 1} for run_id in gone]})
         return gone
@@ -92,10 +92,3 @@ class Editor:
                 seen = self._reader.changes(table, run_ids)
                 latest += [row["changed_at"] + 1 for row in seen]
         return max(latest)
-
-    def _family(self, run_id: str) -> list[str]:
-        found = [run_id]
-        for parent in found:  # grows while it is walked
-            where = [Condition("parent_id", "=", parent)]
-            found += self._reader.read(Query("runs", where, ["run_id"]))["run_id"]
-        return found

@@ -6,12 +6,13 @@ Knows how runs are named; knows no store.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import RunNotFound
 from tachograph.facts import nearest
 from tachograph.listing import Reader
+from tachograph.portions import chunks
 from tachograph.records import Row
 
 _SHORTEST_END = 4  # characters; fewer would fit runs by accident
@@ -34,7 +35,7 @@ def resolve_run(reader: Reader, text: str) -> RunId:
     """
     if isinstance(text, RunId):
         return text
-    if _find(reader, [Condition("run_id", "=", text)], 1):
+    if not text.startswith("@") and _find(reader, [Condition("run_id", "=", text)], 1):
         return RunId(text)
     ordinal = re.fullmatch(r"@([1-9]\d*)", "@1" if text == "latest" else text)
     if ordinal:
@@ -45,6 +46,22 @@ def resolve_run(reader: Reader, text: str) -> RunId:
         if found:
             raise RunNotFound(f"{text!r} fits several runs:\n{_listed(found)}")
     raise RunNotFound(f"there is no run {text!r}{_hint(reader, text)}")
+
+
+def family_of(reader: Reader, run_ids: Iterable[str]) -> list[str]:
+    """The runs and all their descendants: a generation after the one before, by their start."""
+    family = dict.fromkeys(run_ids)
+    parents = list(family)
+    while parents:
+        born: list[str] = []
+        for some in chunks(parents):
+            where = [Condition("parent_id", "in", some)]
+            born += reader.read(Query("runs", where, ["run_id"], ["started_at", "run_id"]))[
+                "run_id"
+            ]
+        parents = [run_id for run_id in dict.fromkeys(born) if run_id not in family]
+        family |= dict.fromkeys(parents)
+    return list(family)
 
 
 def _find(reader: Reader, where: Sequence[Condition], limit: int | None) -> list[Row]:

@@ -85,9 +85,9 @@ def read_points(
 
 
 def read_curves(
-    reader: LiveReader, run_id: str, counts: Mapping[Key, int], most: int
+    reader: LiveReader, run_id: str, counts: Mapping[Key, int], most: int | None
 ) -> dict[Key, Table]:
-    """Several series of a run, each of at most `most` points, in few questions to the store.
+    """Several series of a run, each of at most `most` points or whole, in few questions.
 
     Parameters
     ----------
@@ -100,7 +100,9 @@ def read_curves(
             break
         together.append(key)
         room -= count
-    found = {key: reduce(points, most) for key, points in _read_all(reader, run_id, together)}
+    found = dict(_read_all(reader, run_id, together))
+    if most is not None:
+        found = {key: reduce(points, most) for key, points in found.items()}
     for key in [key for key in counts if key not in found]:
         found[key] = read_points(reader, _conditions(run_id, *key), "latest", most)
     return found

@@ -29,7 +29,7 @@ from tachograph.edits import Editor
 from tachograph.errors import QueryError, RunNotFound, StoreError
 from tachograph.listing import IsAlive, Listing
 from tachograph.live import LiveReader, Tails
-from tachograph.lookup import RunId, resolve_run
+from tachograph.lookup import RunId, family_of, resolve_run
 from tachograph.records import TABLES, Row, join_special
 from tachograph.runrecord import RunRecord
 from tachograph.table import Table
@@ -242,9 +242,9 @@ class Store:
         return point_query.read_points(self._reader, where, attempts, points)
 
     def curves(
-        self, run: str, series: Iterable[Mapping[str, Any]], points: int
+        self, run: str, series: Iterable[Mapping[str, Any]], points: int | None = None
     ) -> dict[tuple[str, str, int], Table]:
-        """Several series of a run as they look when they are drawn, in few questions to the store.
+        """Several series of a run, in few questions to the store.
 
         Parameters
         ----------
@@ -252,7 +252,7 @@ class Store:
             Which run.
         series : iterable of mapping
             Rows of `metrics_of`.
-        points : int
+        points : int, optional
             At most so many of each, as in `series`.
 
         Returns
@@ -344,16 +344,7 @@ class Store:
         if children is None:
             own = [Condition("run_id", "=", run_id)]
             children = not len(self.read(Query("tensors", own, ["run_id"], limit=1)))
-        if not children:
-            return [run_id]
-        family = [run_id]
-        parents = [run_id]
-        while parents:
-            where = [Condition("parent_id", "in", parents)]
-            found = self.read(Query("runs", where, ["run_id"], order=["started_at", "run_id"]))
-            parents = [one for one in found["run_id"] if one not in family]
-            family += parents
-        return family
+        return family_of(self._reader, [run_id]) if children else [run_id]
 
     # ------------------------------------------------------------------ documents
 

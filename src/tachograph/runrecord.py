@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Condition, Query
+from tachograph.lookup import RunId
 from tachograph.records import Row
 from tachograph.table import Table
 
@@ -83,11 +84,12 @@ class RunRecord:
     def provenance(self) -> dict[str, Any]:
         """Section to document, with the root's where the run has none of its own."""
         root = self.row["root_id"]
-        own = self._store.provenance(self.run_id)
-        documents = dict(zip(own["section"], own["document"], strict=True))
-        if root and root != self.run_id and self._store.has_run(root):
-            return self._store.run(root).provenance | documents
-        return documents
+        of_root = self._documents(root) if root and root != self.run_id else {}
+        return of_root | self._documents(self.run_id)
+
+    def _documents(self, run_id: str) -> dict[str, Any]:
+        found = self._store.provenance(RunId(run_id))
+        return dict(zip(found["section"], found["document"], strict=True))
 
     @functools.cached_property
     def children(self) -> Table:

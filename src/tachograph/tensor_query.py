@@ -154,6 +154,8 @@ def _conditions(wanted: Wanted) -> list[Condition]:
 
 
 def _latest_attempt(read: Read, wanted: Wanted, rows: Table) -> Table:
+    if not len(rows):
+        return rows
     columns = ("run_id", "attempt", "first_step")
     attempts = list(read(Query("attempts", [_one_of("run_id", wanted.run_ids)], columns)))
     if all((row["attempt"] or 1) <= 1 for row in attempts):

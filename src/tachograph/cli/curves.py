@@ -16,6 +16,9 @@ from tachograph.tensor_ranking import worst_first
 MOST_CURVES = 8
 """More are not told apart."""
 
+POINTS = 4000
+"""So many of a curve are drawn: more than a picture has columns."""
+
 _MARKERS = ("braille", "x", "o", "+", "*")  # tell curves apart where there is no colour
 
 Curve = dict[str, Any]
@@ -23,9 +26,13 @@ Curve = dict[str, Any]
 
 
 def find_curves(
-    store: Store, run: str, metrics: Sequence[str], context: str | None = None
+    store: Store,
+    run: str,
+    metrics: Sequence[str],
+    context: str | None = None,
+    most: int | None = POINTS,
 ) -> list[Curve]:
-    """The series of a run to draw."""
+    """The series of a run to draw, each of at most so many points."""
     record = store.run(run)
     rows = [row for row in record.metrics if fits(row["context"], context)]
     names = {row["name"] for row in rows}
@@ -35,22 +42,21 @@ def find_curves(
             f"{', '.join(sorted(names)) or 'none'}"
         )
     wanted = metrics or [name for name in sorted(names) if "loss" in name][:4]
+    chosen = [row for row in rows if row["name"] in wanted]
+    found = store.curves(record.run_id, chosen, most)
     curves = []
-    for row in rows:
-        if row["name"] in wanted:
-            points = store.series(
-                record.run_id, row["name"], context=row["context"], rank=row["rank"]
-            )
-            place = context_label(row["context"])
-            label = f"{record.name or short_id(record.run_id)}: {row['name']}"
-            curves.append(
-                {
-                    "run_id": record.run_id,
-                    "label": f"{label} ({place})" if place else label,
-                    "steps": list(points["step"]),
-                    "values": list(points["value"]),
-                }
-            )
+    for row in chosen:
+        points = found[row["name"], row["context"], row["rank"]]
+        place = context_label(row["context"])
+        label = f"{record.name or short_id(record.run_id)}: {row['name']}"
+        curves.append(
+            {
+                "run_id": record.run_id,
+                "label": f"{label} ({place})" if place else label,
+                "steps": list(points["step"]),
+                "values": list(points["value"]),
+            }
+        )
     return curves
 
 

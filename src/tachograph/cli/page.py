@@ -30,6 +30,7 @@ _FEW_PARAMS = 40
 _FEW_CHILDREN = 20
 _FEW_EVENTS = 15
 _LONG = 100  # characters of a value
+_POINTS = 2400  # of a series; a hundred for each sign of its curve
 
 
 def document(store: Store, record: RunRecord) -> dict[str, Any]:
@@ -168,8 +169,10 @@ def _metrics(store: Store, record: RunRecord) -> None:
     section("Metrics")
     found = []
     width = 24 if console().width >= 100 else 12
-    for row in rows[:_FEW_METRICS]:
-        series = store.series(record.run_id, row["name"], context=row["context"], rank=row["rank"])
+    shown_rows = rows[:_FEW_METRICS]
+    curves = store.curves(record.run_id, shown_rows, _POINTS)
+    for row in shown_rows:
+        points = curves[row["name"], row["context"], row["rank"]]
         place = context_label(row["context"])
         found.append(
             {
@@ -179,7 +182,7 @@ def _metrics(store: Store, record: RunRecord) -> None:
                 "min": row["min"],
                 "max": row["max"],
                 "points": row["count"],
-                "curve": sparkline(list(series["value"]), width) if row["count"] > 1 else "",
+                "curve": sparkline(list(points["value"]), width) if row["count"] > 1 else "",
             }
         )
     print_table(found, ("metric", "of", "last", "min", "max", "points", "curve"))

@@ -11,7 +11,7 @@ import typer
 
 from tachograph import tensor_grids
 from tachograph.cli import heatmaps, pictures
-from tachograph.cli.curves import MOST_CURVES, Curve, draw, find_curves, fits, tensor_curves
+from tachograph.cli.curves import MOST_CURVES, POINTS, Curve, draw, find_curves, fits, tensor_curves
 from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
 from tachograph.cli.render import console, print_json, short_id
 from tachograph.errors import QueryError
@@ -88,7 +88,8 @@ def plot(
         elif tensor:
             _plot_tensors(opened, runs, choice, show)
         else:
-            found = (find_curves(opened, run, metric or [], context) for run in runs)
+            most = None if as_json else POINTS
+            found = (find_curves(opened, run, metric or [], context, most) for run in runs)
             _show_curves([curve for of_run in found for curve in of_run], show)
 
 

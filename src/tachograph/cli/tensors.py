@@ -183,7 +183,8 @@ def _curves(store: Store, rows: Table) -> dict[tuple[Any, ...], list[float | Non
 
 def print_section(store: Store, record: RunRecord) -> None:
     """What the page about a run says of its tensors: how many, when, and the few worst."""
-    known = store.tensors_of(record.run_id)
+    # Its parts are known already, mostly that there are none.
+    known = store.tensors_of(record.run_id, children=None if len(record.children) else False)
     if not len(known):
         return
     section("Tensors")
