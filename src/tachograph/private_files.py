@@ -20,8 +20,7 @@ def write_private(path: Path, text: str) -> None:
     temporary.unlink(missing_ok=True)
     try:
         # With its final mode from the start: there is no moment at which others could open it.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(_create(temporary, os.O_EXCL), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             sync_data(file.fileno())
@@ -35,12 +34,20 @@ def write_private(path: Path, text: str) -> None:
 def edited(path: Path) -> Iterator[None]:
     """Keep other processes from editing a file meanwhile; makes its folder, its owner's alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = _create(path.with_name(f".{path.name}.lock"))
     try:
         wait_for_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _create(path: Path, flags: int = 0) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+    if os.geteuid() == 0:  # for whoever owns the folder, such as a server that is no root
+        owner = path.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
 
 
 def others_may_read(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,16 @@ def test_only_the_owner_may_read_the_file(tokens: Tokens) -> None:
     tokens.create("two")
     assert stat.S_IMODE(tokens.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(tokens.path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_is_the_servers(tokens: Tokens) -> None:
+    """A token that root makes locks out no server that runs as somebody else."""
+    tokens.path.parent.mkdir()
+    os.chown(tokens.path.parent, 12345, 12346)
+    tokens.create("one")
+    for path in tokens.path.parent.iterdir():
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346), path
 
 
 def test_no_token_is_lost_when_several_processes_make_some(tokens: Tokens) -> None:
