@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -12,24 +13,27 @@ from typing import Any
 
 _QUERY = ("name", "uuid", "memory.total", "driver_version", "compute_cap", "pci.bus_id")
 _TIMEOUT = 10.0
+_NUMERIC_FLAG = re.compile(  # extensions by which libraries choose how they compute
+    r"sse4_[12]|f16c|fma|avx.*|amx.*|asimd.*|sve.*|sme\d?|bf16|i8mm|fphp|neon"
+)
 
 
 def collect() -> dict[str, Any]:
-    """Processor, memory, disk of the working directory, accelerators, thread settings."""
+    """Processor, memory, disk of the working directory, accelerators and their driver."""
     return {
         "cpu": _cpu(),
         "memory": _memory(),
         "disk": _disk(),
         "gpus": _gpus(),
-        "cuda": _cuda(),
-        "threads": _threads(),
+        "driver": _read("/sys/module/nvidia/version").strip() or None,
     }
 
 
 def _cpu() -> dict[str, Any]:
-    packages, model = set(), None
+    packages, model, flags = set(), None, set[str]()
     for block in _read("/proc/cpuinfo").split("\n\n"):
         fields = dict(_field(line) for line in block.splitlines())
+        flags = flags or {*(fields.get("flags") or fields.get("Features") or "").split()}
         model = model or fields.get("model name") or fields.get("Processor")
         if "core id" in fields:
             packages.add((fields.get("physical id"), fields["core id"]))
@@ -40,6 +44,7 @@ def _cpu() -> dict[str, Any]:
         "physical": len(packages) or None,
         "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "limit": _cpu_limit(),
+        "flags": sorted(filter(_NUMERIC_FLAG.fullmatch, flags)),
     }
 
 
@@ -101,30 +106,6 @@ def _torch_gpus() -> list[dict[str, Any]]:
         return []
     found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [{"name": device.name, "memory.total": device.total_memory >> 20} for device in found]
-
-
-def _cuda() -> dict[str, Any]:
-    """Versions that the loaded torch was built with, and the driver's."""
-    version: Any = getattr(sys.modules.get("torch"), "version", None)
-    return {
-        "cuda": getattr(version, "cuda", None),
-        "rocm": getattr(version, "hip", None),
-        "driver": _read("/sys/module/nvidia/version").strip() or None,
-    }
-
-
-def _threads() -> dict[str, Any]:
-    """Threads that the loaded numeric libraries use; results can depend on them."""
-    settings: dict[str, Any] = {
-        name: os.environ[name]
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        if name in os.environ
-    }
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        settings["torch"] = torch.get_num_threads()
-        settings["torch_interop"] = torch.get_num_interop_threads()
-    return settings
 
 
 def _read(path: str) -> str:
