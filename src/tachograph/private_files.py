@@ -43,8 +43,9 @@ def edited(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path, flags: int = 0) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
-    if os.geteuid() == 0:  # for whoever owns the folder, such as a server that is no root
+    # Through no link: whoever owns the folder could have root give another file away.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | flags, 0o600)
+    if os.geteuid() == 0:  # it belongs to whom the folder does, as to a server that is no root
         owner = path.parent.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
     return descriptor

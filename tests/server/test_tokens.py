@@ -53,6 +53,13 @@ def test_what_root_writes_is_the_servers(tokens: Tokens) -> None:
     tokens.create("one")
     for path in tokens.path.parent.iterdir():
         assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346), path
+    mine = tokens.path.with_name("mine")
+    mine.touch()
+    tokens.path.with_name(".tokens.json.lock").unlink()
+    tokens.path.with_name(".tokens.json.lock").symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"):
+        tokens.create("two")
+    assert mine.stat().st_uid == 0
 
 
 def test_no_token_is_lost_when_several_processes_make_some(tokens: Tokens) -> None:
