@@ -25,7 +25,7 @@ SHARED = {
     "git": {
         "commit": "c1",
         "root": "/here",
-        "diff": DIFF + "+x = 2\n",
+        "diff": {"text": DIFF + "+x = 2\n", "bytes": 80},
         "changed": {"train.py": "M"},
     },
     "novel": {"x": 1},
@@ -35,7 +35,7 @@ OTHER = {
     "hardware": {"cpu": {"logical": 8}, "disk": {"free_bytes": 2}},
     "seeds": {"random": {"state": "bb"}},
     "data.train": {"name": "train", "digest": "d2"},
-    "git": {"commit": "c1", "root": "/there", "diff": DIFF + "+x = 3\n", "changed": {}},
+    "git": {"commit": "c1", "root": "/there", "diff": {"text": DIFF + "+x = 3\n"}, "changed": {}},
     "novel": {"x": 2},
     "argv": {"argv": ["--lr", "1"]},
 }

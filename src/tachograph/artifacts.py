@@ -134,6 +134,14 @@ def digest_of(file: Path) -> str:
 # ---------------------------------------------------------------------------- made from values
 
 
+def log_content(run: Facts, name: str, content: bytes, *, kind: str) -> None:
+    """Keep bytes as a file of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, Path(name).name)
+        file.write_bytes(content)
+        _copy(run, file, name, kind, None, lasting=False)
+
+
 def log_table(run: Facts, name: str, table: Any, *, step: int | None) -> None:
     """Keep rows as JSON Lines, which DuckDB, pandas and Polars read."""
     with tempfile.TemporaryDirectory() as folder:

@@ -19,9 +19,9 @@ from tachograph.values import canonical_json, flatten
 AREAS: Mapping[str, tuple[str, ...]] = {
     "code": ("git", "source", "notebook"),
     "data": ("data",),
-    "configuration": ("params", "argv", "model"),
-    "environment": ("packages", "python", "environment"),
-    "seed": ("seeds",),
+    "configuration": ("params", "argv", "arguments", "model"),
+    "environment": ("packages", "python", "container", "numerics", "environment"),
+    "seed": ("seeds", "seeding"),
     "hardware": ("hardware",),
     "other": (),
 }
@@ -31,7 +31,8 @@ of provenance that tell. Of a section's name the part in front of the first dot 
 STATISTICS = ("last", "min", "max")
 
 _NO_CAUSE = re.compile(
-    r"hardware\.disk\.free_bytes|git\.root|git\.changed(\..*)?"
+    r"hardware\.disk\.free_bytes|arguments\.parsed|seeding\.runs_since|git\.(root|ahead|changed.*)"
+    r"|source\.(archive\..*|digest|trees\..*\.(root|ahead|patch.*))"  # its files tell
     r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
 )
 _FILE = re.compile(r"^diff --git a/.* b/(.*)$", re.MULTILINE)
@@ -244,7 +245,8 @@ def _area(section: str) -> str:
 def _flat(section: str, document: Any) -> dict[str, Any]:
     """Dotted path to value; long texts by their digest, a diff file by file."""
     values = dict(document) if isinstance(document, Mapping) else {"value": document}
-    changes = values.pop("diff", None) if section == "git" else None
+    diff = values.pop("diff", None) if section == "git" else None
+    changes = diff.get("text") if isinstance(diff, Mapping) else None
     flat = flatten(values, section)
     if isinstance(changes, str):
         flat |= {f"git.uncommitted.{file}": text for file, text in _files(changes)}

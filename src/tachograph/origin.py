@@ -9,8 +9,10 @@ import contextlib
 import functools
 import getpass
 import hashlib
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from tachograph.console import Console
     from tachograph.recorder import Recorder
     from tachograph.run import Run
+    from tachograph.run_code import RunCode
     from tachograph.usage import UsageSampler
 
 _AT_ONCE = ("seeds", "argv")
-_LATER = ("git", "packages", "python", "hardware", "environment")
-_SAME_FOR_PROCESS = frozenset({"packages", "python", "hardware"})
+_LATER = ("packages", "python", "container", "hardware", "numerics", "environment")
+_SAME_FOR_PROCESS = frozenset({"packages", "python", "container", "hardware"})
 _known: dict[str, Row] = {}
 
 
@@ -41,6 +44,7 @@ class Beside:
         self._recorder = recorder
         self._sampler: UsageSampler | None = None
         self._console: Console | None = None
+        self._code: RunCode | None = None
         self._due = 0.0
         settings = run.config.record
         if settings.system:
@@ -53,6 +57,24 @@ class Beside:
 
             self._console = Console(run)
         recorder.each_tick.append(self.tick)
+
+    def record_code(self, given: Sequence[Path]) -> None:
+        """Record the run's code, with the config files that it was given."""
+        from tachograph.provenance import argv
+
+        entry, here = str(argv.entry_folder()), argv.working_directory() or os.sep
+
+        def record() -> None:
+            from tachograph.run_code import RunCode
+
+            self._code = RunCode(self._run, entry, here, given)
+            self._code.record()
+
+        self._recorder.in_background(record)
+
+    def _record_rest(self) -> None:
+        if self._code is not None:
+            self._code.record_rest()
 
     def tick(self) -> None:
         """Record what is due; called each second on the recorder's thread."""
@@ -68,21 +90,29 @@ class Beside:
             self._recorder.each_tick.remove(self.tick)
         if self._console is not None:
             self._console.close()
+        self._recorder.in_background(self._record_rest)
 
 
 def begin(run: Run, recorder: Recorder) -> Beside:
     """Record what a new root run comes from, and start what goes on beside it.
 
-    Seeds are read now, because the training will move them; the rest is gathered on the
-    recorder's thread.
+    Seeds and arguments are read now, because the training will move them; the rest is gathered
+    on the recorder's thread.
     """
-    from tachograph import provenance
+    from tachograph import given, provenance
+    from tachograph.provenance import arguments
 
+    beside = Beside(run, recorder)
     if recorder.identity.rank == 0:
+        found, now = arguments.look(), recorder.change_us()
+        recorder.in_background(lambda: given.record_given(run, found, now))
         for section, document in provenance.collect(_AT_ONCE).items():
             run.log_provenance(section, document)
+        if seeding := sys.modules.get("tachograph.seeding"):
+            seeding.record_seeding(run)
         recorder.in_background(lambda: _collect_later(run))
-    return Beside(run, recorder)
+        beside.record_code(found.files)
+    return beside
 
 
 def _collect_later(run: Run) -> None:
@@ -91,8 +121,7 @@ def _collect_later(run: Run) -> None:
     for section in _LATER:
         row = _known.get(section)
         if row is None:
-            document = provenance.collect([section])[section]
-            row = _row(section, json_text(document))  # plain and redacted; a diff may be long
+            row = document_row(section, provenance.collect([section])[section])
             if section in _SAME_FOR_PROCESS:
                 _known[section] = row
         run.record_rows("provenance", row)
@@ -100,10 +129,12 @@ def _collect_later(run: Run) -> None:
 
 def provenance_row(section: str, document: Mapping[str, Any]) -> Row:
     """The columns of a provenance document, with secrets taken out."""
-    return _row(section, json_text(redact_value(section, plain(document))))
+    return document_row(section, redact_value(section, plain(document)))
 
 
-def _row(section: str, text: str) -> Row:
+def document_row(section: str, document: Mapping[str, Any]) -> Row:
+    """The same of a document that is plain and without secrets already, however long it is."""
+    text = json_text(document)
     return {
         "section": section,
         "document": text,
@@ -120,14 +151,13 @@ def data_document(data: Any, name: str) -> dict[str, Any]:
 
 
 def refuse_uncommitted() -> None:
-    """Raise ConfigError where the working tree has changes that are not committed."""
-    from tachograph import provenance
+    """Raise ConfigError where no commit holds the code that is imported by now."""
+    from tachograph.provenance import argv, source
 
-    git = provenance.collect(["git"])["git"]
-    if git.get("dirty"):
+    why = source.uncommitted_work(str(argv.entry_folder()))
+    if why is not None:
         raise ConfigError(
-            'record.code = "refuse", and there is uncommitted work in '
-            f"{git.get('root', 'the working tree')}; commit it, or set it to 'snapshot'"
+            f"record.code = \"refuse\", and {why}; commit it, or set it to 'snapshot'"
         )
 
 

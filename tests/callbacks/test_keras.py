@@ -314,7 +314,7 @@ def test_checkpoints(config: dict[str, Any], record: Read, tmp_path: Path) -> No
     (tmp_path / "old-09.keras").write_text("was here before")
     saver = keras.callbacks.ModelCheckpoint(tmp_path / "old-{epoch:02d}.keras")
     fit([saver, KerasCallback(config=config)])
-    rows = record().rows("artifacts")
+    rows = record().rows("artifacts", kind="checkpoint")
     assert {(row["path"], row["step"], row["kind"]) for row in rows} == {
         ("checkpoints/old-01.keras", 3, "checkpoint"),
         ("checkpoints/old-02.keras", 6, "checkpoint"),

@@ -385,7 +385,7 @@ def test_snapshots(config: dict[str, Any], record: Read) -> None:
     config = config | {"record": {"system": False, "every": 1, "snapshots": [2]}}
     callback = KerasCallback(config=config, weights="full", gradients="full")
     model = fit(deep(), [callback])
-    files = {row["path"]: row for row in record().rows("artifacts")}
+    files = {row["path"]: row for row in record().rows("artifacts", kind="snapshot")}
     assert set(files) == {
         f"{kind}.safetensors" for kind in ("weights/2", "weights/3", "gradients/2")
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tachograph.provenance import collect as collect_sections
-from tachograph.provenance.git import collect
+from tachograph.provenance.git import collect, look
 
 SECRET = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
 
@@ -59,11 +59,11 @@ def test_the_diff_restores_the_uncommitted_work(repository: Path, tmp_path: Path
     git(repository, "add", "latin.txt")
     document = collect(repository)
     assert document["dirty"]
-    assert set(document["changed"]) == {"fit.py", "weights.bin", "latin.txt"}
+    assert set(document["changed"]) == {"train.py", "fit.py", "weights.bin", "latin.txt"}
 
     diff = document["diff"]
     assert not diff["truncated"]
-    assert diff["redactions"] == 0
+    assert diff["redacted"] == 0
     data = diff["text"].encode(diff["encoding"])
     assert hashlib.sha256(data).hexdigest() == diff["sha256"]
     clone = tmp_path / "clone"
@@ -99,7 +99,7 @@ def test_no_program_that_the_repository_names_is_run(repository: Path, tmp_path:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_untracked_files_are_listed_with_size_and_digest(repository: Path) -> None:
+def test_untracked_files_are_listed_with_their_sizes(repository: Path) -> None:
     """Also with names that are not UTF-8; a link is not followed, what git ignores is left out."""
     (repository / ".gitignore").write_text("*.log\n")
     (repository / "noise.log").write_text("x")
@@ -109,8 +109,7 @@ def test_untracked_files_are_listed_with_size_and_digest(repository: Path) -> No
     untracked = collect(repository)["untracked"]
     files = {entry["path"]: entry for entry in untracked["files"]}
     assert untracked["count"] == len(files) == 4
-    assert files["new.py"]["bytes"] == 6
-    assert files["new.py"]["sha256"] == hashlib.sha256(b"x = 1\n").hexdigest()
+    assert files["new.py"] == {"path": "new.py", "bytes": 6}
     assert files["link"] == {"path": "link", "link": "/etc/passwd"}
 
 
@@ -132,21 +131,85 @@ def test_secrets_in_remote_and_diff_are_redacted_and_counted(repository: Path) -
     (repository / "train.py").write_text(f"key = '{SECRET}'\npassword = 'hunter22'\n")
     document = collect(repository)
     assert document["remote"] == "https://host/x.git"
-    assert document["diff"]["redactions"] == 2
+    assert document["diff"]["redacted"] == 2
     assert "hunter22" not in str(document)
     assert SECRET not in str(document)
 
 
 def test_a_huge_diff_is_cut_at_a_line_and_says_so(repository: Path) -> None:
-    """Its size and digest are those of the whole."""
-    (repository / "train.py").write_text("".join(f"x{i} = {i}\n" for i in range(200_000)))
-    diff = collect(repository)["diff"]
-    whole = git(repository, "diff", "HEAD", "--binary")
+    """Its size and digest are those of the whole, which is kept beside the document."""
+    (repository / "train.py").write_text("".join(f"x{i} = {i}\n" for i in range(100_000)))
+    found = look(repository)
+    diff = found.document["diff"]
+    whole = git(repository, "diff", "HEAD", "--binary", "--full-index").encode() + b"\n"
     assert diff["truncated"]
-    assert diff["bytes"] > len(diff["text"]) > 1_000_000
-    assert diff["bytes"] == len(whole) + 1
-    assert diff["sha256"] == hashlib.sha256(whole.encode() + b"\n").hexdigest()
+    assert diff["bytes"] == len(whole) > len(diff["text"]) > 1_000_000
+    assert diff["sha256"] == hashlib.sha256(whole).hexdigest()
     assert diff["text"].endswith("\n")
+    assert found.patch is not None
+    assert found.patch.kept == whole
+
+
+def test_a_diff_beyond_all_bounds_is_not_kept(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its beginning, size and digest are."""
+    monkeypatch.setattr("tachograph.provenance.git.PATCH_BYTES", 1000)
+    (repository / "train.py").write_text("x = 1\n" * 1000)
+    found = look(repository)
+    assert found.patch is None
+    assert found.document["diff"]["truncated"]
+    assert found.document["diff"]["bytes"] > 7000
+    assert 500 < len(found.document["diff"]["text"]) <= 1000
+
+
+def test_facts_alone_have_no_content(repository: Path) -> None:
+    """Of the diff its size and digest."""
+    (repository / "train.py").write_text("print(2)\n")
+    found = look(repository, content=False)
+    assert found.patch is None
+    assert found.document["dirty"]
+    assert set(found.document["diff"]) == {"bytes", "sha256"}
+
+
+def test_files_of_secrets_are_neither_named_nor_in_the_diff(repository: Path) -> None:
+    """Tracked, renamed or untracked; their number is told."""
+    (repository / ".env").write_text("DATABASE=planted1\n")
+    (repository / "deploy.pem").write_text("planted2\n")
+    git(repository, "add", "-f", ".")
+    git(repository, "commit", "-q", "-m", "oops")
+    (repository / "deploy.pem").write_text("planted3\n")
+    git(repository, "mv", ".env", "settings.txt")
+    (repository / "credentials.json").write_text("{}")
+    document = collect(repository)
+    assert document["secret_files"] == 3
+    assert list(document["changed"]) == ["settings.txt"]
+    assert document["untracked"] == {"count": 0, "files": []}
+    for trace in (".env", "deploy", "credentials", "planted2", "planted3", "-DATABASE"):
+        assert trace not in str(document)
+
+
+def test_configuration_of_git_does_not_change_what_is_told(repository: Path) -> None:
+    """Nor does it spoil the diff for ``git apply``."""
+    settings = {
+        "diff.noprefix": "true",
+        "diff.renames": "copies",
+        "diff.submodule": "log",
+        "status.showUntrackedFiles": "no",
+        "status.relativePaths": "true",
+        "color.ui": "always",
+        "diff.relative": "true",
+    }
+    (repository / "sub").mkdir()
+    (repository / "sub" / "new.py").write_text("")
+    git(repository, "mv", "train.py", "fit.py")
+    before = collect(repository / "sub")
+    for key, value in settings.items():
+        git(repository, "config", key, value)
+    assert collect(repository / "sub") == before
+    assert list(before["changed"]) == ["fit.py", "train.py"]
+    assert before["untracked"]["count"] == 1
+    assert before["folder"] == "sub"
 
 
 def test_a_detached_head_has_no_branch(repository: Path) -> None:
@@ -174,8 +237,25 @@ def test_a_shallow_clone_says_so(repository: Path, tmp_path: Path) -> None:
     assert collect(clone)["shallow"] is True
 
 
+def test_commits_that_no_remote_has_are_counted(repository: Path, tmp_path: Path) -> None:
+    """So a later reader knows that the remote cannot give this one."""
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repository), str(clone))
+    git(clone, "commit", "-q", "--allow-empty", "-m", "more")
+    document = collect(clone)
+    assert (document["upstream"], document["ahead"]) == ("origin/main", 1)
+    assert document["remote"] == str(repository)
+
+
+def test_the_record_itself_is_no_uncommitted_work(repository: Path) -> None:
+    """A store in its default folder does not make the tree dirty."""
+    (repository / ".tachograph").mkdir()
+    (repository / ".tachograph" / "runs.sqlite").write_text("")
+    assert not collect(repository)["dirty"]
+
+
 def test_a_changed_submodule_makes_the_tree_dirty(repository: Path, tmp_path: Path) -> None:
-    """The diff names the commit that the submodule stands at."""
+    """The diff names the commit that the submodule stands at, and its own state is told."""
     inner = tmp_path / "inner"
     shutil.copytree(repository, inner)
     git(repository, "submodule", "add", "-q", str(inner), "inner")
@@ -184,6 +264,19 @@ def test_a_changed_submodule_makes_the_tree_dirty(repository: Path, tmp_path: Pa
     document = collect(repository)
     assert list(document["changed"]) == ["inner"]
     assert "+Subproject commit" in document["diff"]["text"]
+    state = document["submodules"]["inner"]
+    assert state["commit"] == git(repository / "inner", "rev-parse", "HEAD")
+    assert state["recorded"] == git(repository, "rev-parse", "HEAD:inner")
+    assert not state["dirty"]
+
+    (repository / "inner" / "train.py").write_text("changed\n")
+    (repository / "inner" / "new.py").write_text("")
+    state = collect(repository)["submodules"]["inner"]
+    assert (state["dirty"], state["changed_count"], state["untracked_count"]) == (True, 1, 1)
+
+    shutil.rmtree(repository / "inner")
+    (repository / "inner").mkdir()
+    assert collect(repository)["submodules"] == {"inner": {"missing": "not checked out"}}
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,19 @@ from tachograph.redaction import redact_text
 Document = dict[str, Any]
 """Plain JSON values, secrets already taken out."""
 
-SECTIONS = ("argv", "seeds", "git", "packages", "python", "hardware", "environment")
-"""Sections that describe the process; the first two are quick and belong to the start of a run."""
+SECTIONS = (
+    "argv",
+    "arguments",
+    "seeds",
+    "git",
+    "packages",
+    "python",
+    "container",
+    "hardware",
+    "numerics",
+    "environment",
+)
+"""Sections that describe the process; the first three belong to the start of a run."""
 
 
 def collect(sections: Iterable[str] | None = None) -> dict[str, Document]:
@@ -43,17 +54,17 @@ def _collect(section: str) -> Document:
         document: Document = importlib.import_module(f"{__name__}.{section}").collect()
     except Exception as error:
         return missing(error)
-    cleaned: Document = _encodable(document)
+    cleaned: Document = encodable(document)
     return cleaned
 
 
-def _encodable(value: Any) -> Any:
+def encodable(value: Any) -> Any:
     """The value with what UTF-8 cannot hold (names of files in other encodings) as escapes."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def missing(error: Exception) -> Document:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tachograph.provenance import Document
 from tachograph.provenance.configs import ConfigFile, is_config, read
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
+from tachograph.provenance.shell import shell_kind
 from tachograph.redaction import REDACTED, secret_arguments
 from tachograph.values import flatten, plain
 
@@ -87,7 +88,7 @@ def _without_secrets(one: Parsed) -> Parsed:
 
 def _named(parsed: Sequence[Parsed]) -> Iterator[str]:
     """Words of the command line, and values that parsers have made of it or have by default."""
-    for argument in sys.argv[1:]:
+    for argument in () if shell_kind() == "notebook" else sys.argv[1:]:  # those are the kernel's
         yield from (argument, argument.partition("=")[2])
     for one in parsed:
         yield from _texts(list(flatten(one.values).values()))

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
+from tachograph.provenance.modules import in_environment
+from tachograph.provenance.shell import shell_kind
 from tachograph.redaction import redact_argv
 
 
 def collect() -> dict[str, Any]:
     """Arguments (secrets redacted), the same as shell text, entry script or module, folder."""
     given = redact_argv(sys.orig_argv)
-    started_by, entry = _entry()
+    started_by, name = entry()
     return {
         "argv": redact_argv(sys.argv),
         "command": shlex.join(given),
         "original_argv": given,
         "started_by": started_by,
-        "entry": entry,
-        "working_directory": _working_directory(),
+        "entry": name,
+        "working_directory": working_directory(),
     }
 
 
@@ -36,20 +37,18 @@ def entry_folder() -> Path:
     if file is None:
         return Path.cwd()
     script = Path(file).absolute()
-    installed = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
-    if not script.exists() or any(script.is_relative_to(folder) for folder in installed):
-        return Path.cwd()
-    return script.parent
+    return Path.cwd() if in_environment(str(script)) or not script.exists() else script.parent
 
 
-def _entry() -> tuple[str, str | None]:
+def entry() -> tuple[str, str | None]:
     """How Python was started (script, module, pytest, notebook, …) and what it was given."""
     main = sys.modules.get("__main__")
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
         return "pytest", os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-    if "ipykernel" in sys.modules:
-        return "notebook", os.environ.get("JPY_SESSION_NAME")
+    kind = shell_kind()
+    if kind == "notebook" or (kind and file is None):
+        return kind, os.environ.get("JPY_SESSION_NAME")
     if spec is not None:
         return "module", str(spec.name).removesuffix(".__main__")
     if file is not None and file != "<stdin>":
@@ -63,8 +62,9 @@ def _has_terminal() -> bool:
     return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
 
 
-def _working_directory() -> str | None:
+def working_directory() -> str | None:
+    """Where the process stands; None where that folder was deleted."""
     try:
         return os.getcwd()
-    except OSError:  # deleted while the process runs in it
+    except OSError:
         return None

@@ -1,123 +1,119 @@
-"""The state of the code in git: commit, branch, remote, and all that is not committed.
-
-Only asks: `GIT_OPTIONAL_LOCKS=0` keeps git from refreshing its index, and no program that the
-repository configures (external diff, text conversion, file system monitor) is started.
-"""
+"""The state of the code in git: commit, branch, remote, submodules, and all that is uncommitted."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-import subprocess
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tachograph.provenance import Document
 from tachograph.provenance.argv import entry_folder
-from tachograph.redaction import REDACTED, redact_text, redact_url
+from tachograph.provenance.contents import Content, content_of, decode
+from tachograph.provenance.git_calls import GitError, ask, reason_of, stream
+from tachograph.provenance.git_status import Status, status_of
+from tachograph.redaction import redact_text, redact_url
+from tachograph.secret_files import is_secret_file
 
-_TIMEOUT = 30.0  # seconds for one call
-_DIFF_BYTES = 1 << 20
-_UNTRACKED_FILES = 500
-_UNTRACKED_BYTES = 1 << 20
-_CHUNK = 1 << 18
+PATCH_BYTES = 16 << 20
+"""A longer diff is not kept as a whole."""
+
+_TEXT_BYTES = 1 << 20  # of a diff, in the document
+_LISTED = 500
+_SUBMODULES = 50
 
 
-class _GitError(Exception):
-    """Git could not say."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at a work tree has found.
+
+    Attributes
+    ----------
+    document : dict
+        See `collect`.
+    patch : Content or None
+        The whole diff, as ``git apply`` takes it; None where there is none to keep.
+    """
+
+    document: Document
+    patch: Content | None = None
 
 
-def collect(folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def collect(folder: str | os.PathLike[str] | None = None) -> Document:
     """State of the work tree around a folder, by default that of the entry script.
 
     Returns
     -------
     dict
-        root, folder (inside root), commit, branch (None where the head is detached), describe,
-        remote (no credentials), author, shallow, dirty, changed (path to status), untracked,
-        diff; or ``{"missing": "the reason"}``.
+        What `docs/reference/provenance.md` describes; or ``{"missing": "the reason"}``.
     """
-    if shutil.which("git") is None:
-        return {"missing": "git is not installed"}
+    return look(folder).document
+
+
+def look(folder: str | os.PathLike[str] | None = None, *, content: bool = True) -> Look:
+    """As `collect`, together with the whole diff.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Any folder of the work tree; by default that of the entry script.
+    content : bool, default True
+        False for facts only: of the diff its size and digest.
+    """
     start = Path(entry_folder() if folder is None else folder)
     try:
-        return _describe(start)
-    except _GitError as error:
-        reason = str(error)
-        if "not a git repository" in reason:
-            reason = "not a git repository"  # without git's words on where it has looked
-        return {"missing": redact_text(reason)}
+        return _look(start, content)
+    except GitError as error:
+        return Look({"missing": reason_of(error)})
 
 
-def _describe(start: Path) -> dict[str, Any]:
-    asked = _ask(start, "rev-parse", "--is-shallow-repository", "--show-toplevel")
+def _look(start: Path, content: bool) -> Look:
+    asked = ask(start, "rev-parse", "--is-shallow-repository", "--show-toplevel")
     shallow, _, top = asked.removesuffix("\n").partition("\n")
     root = Path(top)
-    status = _Status(_ask(root, "status", "--porcelain=v2", "--branch", "-z", _ALL_UNTRACKED))
+    status = status_of(root)
     configured = _configured(root)
-    return {
+    diff, patch = _diff(root, status, content) if status.changed else (None, None)
+    document = {
         "root": top,
         "folder": os.path.relpath(start.resolve(), root.resolve()),
         "commit": status.commit,
         "branch": status.branch,
+        "upstream": status.upstream,
+        "ahead": status.ahead,
         "describe": _describe_commit(root) if status.commit else None,
         "remote": _remote(configured),
         "author": configured.get("user.name"),
         "shallow": shallow == "true",
         "dirty": bool(status.changed or status.untracked),
-        "changed": status.changed,
+        "changed": _first(status.changed),
+        "changed_count": len(status.changed),
         "untracked": _untracked(root, status.untracked),
-        "diff": _diff(root, status.commit) if status.changed else None,
+        "secret_files": sum(map(is_secret_file, (*status.changed, *status.untracked))),
+        "diff": diff,
+        "submodules": _submodules(root),
     }
-
-
-class _Status:
-    """What ``git status --porcelain=v2 --branch -z`` says."""
-
-    def __init__(self, listing: str) -> None:
-        self.commit: str | None = None
-        self.branch: str | None = None
-        self.changed: dict[str, str] = {}
-        self.untracked: list[str] = []
-        entries = iter(listing.split("\0"))
-        for entry in entries:
-            kind, _, rest = entry.partition(" ")
-            if kind == "#":
-                self._head(rest)
-            elif kind == "?":
-                self.untracked.append(rest)
-            elif kind in _FIELDS_BEFORE_PATH:
-                fields = rest.split(" ", _FIELDS_BEFORE_PATH[kind])
-                self.changed[fields[-1]] = fields[0].replace(".", " ").strip()
-                if kind == "2":
-                    next(entries, None)  # the path before the renaming
-
-    def _head(self, line: str) -> None:
-        key, _, value = line.partition(" ")
-        if key == "branch.oid" and value != "(initial)":
-            self.commit = value
-        elif key == "branch.head" and value != "(detached)":
-            self.branch = value
-
-
-_FIELDS_BEFORE_PATH = {"1": 7, "2": 8, "u": 9}
+    return Look(document, patch)
 
 
 def _describe_commit(root: Path) -> str | None:
     try:
-        return _ask(root, "describe", "--always", "--tags").strip()
-    except _GitError:
+        return ask(root, "describe", "--always", "--tags").strip()
+    except GitError:
         return None
 
 
 def _configured(root: Path) -> dict[str, str]:
     try:
-        listing = _ask(root, "config", "-z", "--get-regexp", r"^(remote\..*\.url|user\.name)$")
-    except _GitError:  # nothing of that name
+        listing = ask(root, "config", "-z", "--get-regexp", r"^(remote\..*\.url|user\.name)$")
+    except GitError:  # nothing of that name
         return {}
+    return _pairs(listing)
+
+
+def _pairs(listing: str) -> dict[str, str]:
     pairs = (entry.partition("\n") for entry in listing.split("\0") if entry)
     return {key: value for key, _, value in pairs}
 
@@ -128,124 +124,123 @@ def _remote(configured: dict[str, str]) -> str | None:
     return None if url is None else redact_url(url)
 
 
-# ---------------------------------------------------------------------------- uncommitted work
+# ---------------------------------------------------------------------------- submodules
 
 
-def _untracked(root: Path, paths: list[str]) -> dict[str, Any]:
-    """Files that no commit holds: how many, and size and digest of the first ones."""
-    listed = [_file(root / path, path) for path in sorted(paths)[:_UNTRACKED_FILES]]
-    return {"count": len(paths), "files": listed}
+def _submodules(root: Path, prefix: str = "") -> dict[str, Document]:
+    """Path to state, also of submodules of submodules."""
+    found: dict[str, Document] = {}
+    for path in _submodule_paths(root)[:_SUBMODULES]:
+        found[prefix + path] = _submodule(root, path)
+        if "commit" in found[prefix + path]:
+            found |= _submodules(root / path, f"{prefix}{path}/")
+    return found
 
 
-def _file(file: Path, path: str) -> dict[str, Any]:
-    entry: dict[str, Any] = {"path": redact_text(path)}
+def _submodule_paths(root: Path) -> list[str]:
+    if not (root / ".gitmodules").is_file():
+        return []
+    arguments = ("config", "-z", "-f", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
     try:
-        found = file.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            return entry | {"link": os.readlink(file)}
-        entry["bytes"] = found.st_size
-        if stat.S_ISREG(found.st_mode) and found.st_size <= _UNTRACKED_BYTES:
-            entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        entry["missing"] = type(error).__name__
-    return entry
+        paths = _pairs(ask(root, *arguments)).values()
+    except GitError:
+        return []
+    inside = (path for path in paths if ".." not in path.split("/") and not os.path.isabs(path))
+    return sorted(inside)
 
 
-def _diff(root: Path, commit: str | None) -> dict[str, Any]:
-    """Staged and unstaged changes against the last commit, as ``git apply`` takes them.
-
-    `bytes` and `sha256` are those of the whole diff before anything was cut or redacted.
-    """
-    since = ("HEAD",) if commit else ("--cached",)
-    digest, size, kept = hashlib.sha256(), 0, bytearray()
-    for chunk in _stream(root, "diff", *since, *_PLAIN_DIFF):
-        digest.update(chunk)
-        size += len(chunk)
-        kept += chunk[: max(0, _DIFF_BYTES - len(kept))]
-    truncated = size > len(kept)
-    if truncated:
-        del kept[kept.rfind(b"\n") + 1 :]
-    text, encoding = _decode(bytes(kept))
-    redacted = redact_text(text)
+def _submodule(root: Path, path: str) -> Document:
+    folder = root / path
+    if not (folder / ".git").exists():
+        return {"missing": "not checked out"}
+    try:
+        recorded = ask(root, "--literal-pathspecs", "ls-files", "-s", "-z", "--", path).split(" ")
+        status = status_of(folder)
+    except GitError as error:
+        return {"missing": reason_of(error)}
     return {
-        "text": redacted,
-        "encoding": encoding,
-        "bytes": size,
-        "sha256": digest.hexdigest(),
-        "truncated": truncated,
-        "redactions": redacted.count(REDACTED) - text.count(REDACTED),
+        "commit": status.commit,
+        "recorded": recorded[1] if len(recorded) > 1 else None,
+        "branch": status.branch,
+        "remote": _remote(_configured(folder)),
+        "dirty": bool(status.changed or status.untracked),
+        "changed_count": len(status.changed),
+        "untracked_count": len(status.untracked),
     }
 
 
-def _decode(data: bytes) -> tuple[str, str]:
-    """Text and the encoding that gives the same bytes back."""
+# ---------------------------------------------------------------------------- uncommitted work
+
+
+def _first(changed: Mapping[str, str]) -> dict[str, str]:
+    shown = [path for path in changed if not is_secret_file(path)]
+    return {redact_text(path): changed[path] for path in shown[:_LISTED]}
+
+
+def _untracked(root: Path, paths: Iterable[str]) -> Document:
+    """Files that no commit holds: how many, and the sizes of the first ones."""
+    shown = sorted(path for path in paths if not is_secret_file(path))
+    return {"count": len(shown), "files": [_file(root / path, path) for path in shown[:_LISTED]]}
+
+
+def _file(file: Path, path: str) -> Document:
+    entry: Document = {"path": redact_text(path)}
     try:
-        return data.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return data.decode("latin-1"), "latin-1"
+        found = file.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            return entry | {"link": redact_text(os.readlink(file))}
+        return entry | {"bytes": found.st_size}
+    except OSError as error:
+        return entry | {"missing": type(error).__name__}
 
 
-# ---------------------------------------------------------------------------- calls
-
-_ALL_UNTRACKED = "--untracked-files=all"
+# Independent of what a user has configured for the eyes; what `git apply` takes.
 _PLAIN_DIFF = (
     "--binary",
+    "--full-index",
     "--no-color",
     "--no-ext-diff",
     "--no-textconv",
+    "--no-renames",
+    "--no-relative",
+    "--submodule=short",
+    "--ignore-submodules=dirty",
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-_COMMAND = ("git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=true")
-_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_EXTERNAL_DIFF")
 
 
-def _environment() -> dict[str, str]:
-    """Ours without what a git hook set, for it names another repository than the folder's."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _LOCAL}
-    return inherited | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+def _diff(root: Path, status: Status, content: bool) -> tuple[Document, Content | None]:
+    """Staged and unstaged changes against the last commit, of all but files of secrets."""
+    since = "HEAD" if status.commit else "--cached"
+    secret = [f":(top,exclude,literal){path}" for path in status.changed if is_secret_file(path)]
+    paths = ["--", ":/", *secret] if secret else []
+    digest, size, kept = hashlib.sha256(), 0, bytearray()
+    for chunk in stream(root, "diff", since, *_PLAIN_DIFF, *paths):
+        digest.update(chunk)
+        size += len(chunk)
+        kept += chunk[: max(0, PATCH_BYTES - len(kept))]
+    facts = {"bytes": size, "sha256": digest.hexdigest()}
+    if not content:
+        return facts, None
+    if size > len(kept):
+        return facts | _text(content_of(_whole_lines(kept[:_TEXT_BYTES])), cut=True), None
+    patch = content_of(bytes(kept))
+    return patch.document | _text(patch, cut=False), patch
 
 
-def _ask(folder: Path, *arguments: str) -> str:
-    try:
-        answer = subprocess.run(
-            [*_COMMAND, *arguments],
-            cwd=folder,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _GitError(f"git {arguments[0]} took longer than {_TIMEOUT:g} s") from None
-    except OSError as error:
-        raise _GitError(f"git cannot be started in {folder}: {error.strerror}") from None
-    if answer.returncode != 0:
-        raise _GitError(os.fsdecode(answer.stderr).strip()[:500] or "git failed")
-    return os.fsdecode(answer.stdout)
+def _text(content: Content, *, cut: bool) -> Document:
+    """The beginning of a diff, up to the end of a line."""
+    whole = content.kept or b""
+    shown = whole if len(whole) <= _TEXT_BYTES else _whole_lines(whole[:_TEXT_BYTES])
+    text, encoding = decode(shown)
+    return {
+        "text": text,
+        "encoding": encoding,
+        "truncated": cut or len(shown) < len(whole),
+        "redacted": content.redactions,
+    }
 
 
-def _stream(folder: Path, *arguments: str) -> Iterator[bytes]:
-    """Output in chunks, for it may be larger than memory."""
-    process = subprocess.Popen(
-        [*_COMMAND, *arguments],
-        cwd=folder,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    late = threading.Timer(_TIMEOUT, process.kill)
-    late.daemon = True
-    late.start()
-    try:
-        assert process.stdout is not None
-        while chunk := process.stdout.read(_CHUNK):
-            yield chunk
-        if process.wait() != 0:
-            raise _GitError(f"git {arguments[0]} failed or took longer than {_TIMEOUT:g} s")
-    finally:
-        late.cancel()
-        process.kill()
-        process.communicate()
+def _whole_lines(data: bytes | bytearray) -> bytes:
+    return bytes(data[: data.rfind(b"\n") + 1])

@@ -1,0 +1,108 @@
+"""Which files of a work tree no commit holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tachograph.provenance.git_calls import GitError, ask, reason_of
+from tachograph.redaction import redact_text
+from tachograph.secret_files import is_secret_file
+
+_ARGUMENTS = 500  # paths in one call
+_OURS = ".tachograph"  # the folder that stores stand in by default
+
+# Independent of what a user has configured for the eyes: one path, one entry.
+_STATUS = (
+    "status",
+    "--porcelain=v2",
+    "--branch",
+    "-z",
+    "--untracked-files=all",
+    "--no-renames",
+    "--ignore-submodules=none",
+)
+
+
+@dataclass
+class Status:
+    """What ``git status --porcelain=v2 --branch -z`` says."""
+
+    listing: str
+    commit: str | None = None
+    branch: str | None = None
+    upstream: str | None = None
+    ahead: int | None = None
+    changed: dict[str, str] = field(default_factory=dict)
+    untracked: dict[str, None] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in self.listing.split("\0"):
+            kind, _, rest = entry.partition(" ")
+            if kind == "#":
+                self._head(rest)
+            elif kind == "?" and _OURS not in PurePosixPath(rest).parts:
+                self.untracked[rest] = None
+            elif kind == "!":
+                self.ignored[rest] = None
+            elif kind in _FIELDS_BEFORE_PATH:
+                fields = rest.split(" ", _FIELDS_BEFORE_PATH[kind])
+                self.changed[fields[-1]] = fields[0].replace(".", " ").strip()
+
+    def _head(self, line: str) -> None:
+        key, _, value = line.partition(" ")
+        if key == "branch.oid" and value != "(initial)":
+            self.commit = value
+        elif key == "branch.head" and value != "(detached)":
+            self.branch = value
+        elif key == "branch.upstream":
+            self.upstream = value
+        elif key == "branch.ab":
+            self.ahead = int(value.split(" ")[0])
+
+
+_FIELDS_BEFORE_PATH = {"1": 7, "u": 9}
+
+
+def status_of(root: Path) -> Status:
+    """The state of a whole work tree; GitError where git cannot say."""
+    return Status(ask(root, *_STATUS))
+
+
+def uncommitted(folder: str | os.PathLike[str]) -> str | None:
+    """Why no commit holds the code around a folder; None where one does."""
+    try:
+        root = Path(ask(Path(folder), "rev-parse", "--show-toplevel").removesuffix("\n"))
+        status = status_of(root)
+    except GitError as error:
+        return reason_of(error)
+    found = [*status.changed, *status.untracked]
+    if not found:
+        return None if status.commit else f"nothing is committed yet in {root}"
+    shown = ", ".join(redact_text(path) for path in found[:3] if not is_secret_file(path))
+    return f"there is uncommitted work in {root} ({len(found)} files: {shown} …)"
+
+
+def states(root: Path, paths: Sequence[str]) -> Mapping[str, str]:
+    """Of some paths in a work tree: 'changed', 'untracked', 'ignored', or else 'committed'.
+
+    Raises
+    ------
+    GitError
+        Git could not say.
+    """
+    found = dict.fromkeys(paths, "committed")
+    for start in range(0, len(paths), _ARGUMENTS):
+        some = paths[start : start + _ARGUMENTS]
+        status = Status(ask(root, "--literal-pathspecs", *_STATUS, "--ignored", "--", *some))
+        for path in some:
+            if path in status.changed:
+                found[path] = "changed"
+            elif path in status.untracked:
+                found[path] = "untracked"
+            elif path in status.ignored:
+                found[path] = "ignored"
+    return found
