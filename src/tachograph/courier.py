@@ -101,17 +101,23 @@ class Courier:
     def join(self, until: float) -> None:
         """After `close`: wait for the end of the thread, at most up to `until`.
 
-        A store that is down gets the one attempt that `close` has asked for, and no more.
+        A store that is down gets the one attempt that `close` has asked for, and no more; once
+        something gets through it is waited for.
         """
-        if self._thread is None:
-            return
-        if self.is_down(until):
-            stuck = self._began is not None and self._began < self._closed_at
-            until = min(until, self._closed_at + (0.0 if stuck else QUICK_SECONDS))
-        self._thread.join(max(0.0, until - time.monotonic()))
-        self._sink.silent = True
+        while self._thread is not None and self._thread.is_alive():
+            left = self._patience(until) - time.monotonic()
+            if left <= 0:
+                self._sink.silent = True
+                return
+            self._thread.join(min(left, 0.1))
 
     # ------------------------------------------------------------------ inside
+
+    def _patience(self, until: float) -> float:
+        if not self.is_down(until):
+            return until
+        stuck = self._began is not None and self._began < self._closed_at
+        return min(until, self._closed_at + (0.0 if stuck else QUICK_SECONDS))
 
     def _work(self) -> None:
         stop = False

@@ -137,9 +137,6 @@ class Sink:
             self._move(seal)
         except Exception as error:  # a store of another package may raise anything
             self._fail(error)
-        else:
-            self.problem = None
-            self._backoff.succeeded()
 
     def is_down(self, until: float = float("inf")) -> bool:
         """Whether waiting for it up to `until` (`time.monotonic`) would only hold up the training.
@@ -223,6 +220,8 @@ class Sink:
         if own and expected > self.confirmed:
             self.confirmed, self._went_back_to = expected, -1
         self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
+        self.problem = None  # already now: who waits for the rest sees that it is on its way
+        self._backoff.succeeded()
         return True
 
     def _go_back(self, backend: Backend) -> bool:
