@@ -44,6 +44,7 @@ nav .verb { padding: .15em .35em; font-size: 9px; margin-right: .4em; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 td { padding: .35rem .8rem .35rem 0; vertical-align: top; border-top: 1px solid var(--soft); }
 td:first-child { white-space: nowrap; width: 12rem; }
+summary { margin: .8rem 0 .3rem; font-size: 13px; cursor: pointer; }
 .kind { opacity: .65; font-size: 13px; }
 @media (max-width: 50rem) { body { display: block; } nav { position: static; height: auto;
   border: 0; border-bottom: 1px solid var(--line); } main { padding: 1.5rem 1rem 4rem; } }
@@ -113,8 +114,13 @@ def _operation(verb: str, path: str, operation: Mapping[str, Any]) -> str:
     if "requestBody" in operation:
         content = operation["requestBody"]["content"]
         parts.append(f"<h4>Body</h4>{_table(map(_content, content.items()))}")
-    answers = operation["responses"].items()
-    parts.append(f"<h4>Answers</h4>{_table(_answer(*pair) for pair in answers)}</section>")
+    answers = operation["responses"]
+    fine = [status for status in answers if status.isdigit() and int(status) < 400]
+    errors = [status for status in answers if status not in fine and status != "default"]
+    parts.append(f"<h4>Answers</h4>{_table(_answer(one, answers[one]) for one in fine)}")
+    codes = " ".join(f"<code>{_e(status)}</code>" for status in errors)
+    meanings = _table(_answer(one, answers[one]) for one in errors)
+    parts.append(f"<details><summary>Errors {codes}</summary>{meanings}</details></section>")
     return "".join(parts)
 
 
@@ -140,7 +146,7 @@ def _answer(status: str, answer: Mapping[str, Any]) -> tuple[str, str]:
     forms = "".join(
         f'<br><span class="kind">{_e(media_type)}</span> {_linked(content.get("schema", {}))}'
         for media_type, content in answer.get("content", {}).items()
-        if status != "default" and int(status) < 400
+        if int(status) < 400
     )
     return f"<code>{_e(status)}</code>", _inline(answer.get("description", "")) + forms
 

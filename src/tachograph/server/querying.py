@@ -32,12 +32,13 @@ from tachograph.wire_tables import conditions_from_json, query_from_json
 SQL_BYTES = 256 << 20
 """Memory that the answer to one SELECT may take, about."""
 
-router = APIRouter(prefix="/v1", tags=["reading"], dependencies=[Depends(refuse_unknown)])
+router = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown)])
 
 
 @router.post(
     "/read",
     summary="Rows of a table",
+    tags=["reading"],
     responses=shapes.tables(413),
     openapi_extra=shapes.body("Query"),
 )
@@ -47,7 +48,9 @@ async def read(request: Request, grant: Reader) -> Response:
     return await answer_table(request, grant, lambda served: _rows(served, query))
 
 
-@router.get("/read", summary="Rows of a table, to be kept", responses=shapes.tables(413))
+@router.get(
+    "/read", summary="Rows of a table, to be kept", tags=["reading"], responses=shapes.tables(413)
+)
 async def read_by_url(
     request: Request,
     grant: Reader,
@@ -67,6 +70,7 @@ def _rows(served: Served, query: TableQuery) -> Found:
 @router.post(
     "/sql",
     summary="One SELECT",
+    tags=["reading"],
     responses=shapes.tables(413),
     openapi_extra=shapes.body("Select"),
 )
@@ -97,6 +101,7 @@ async def sql(request: Request, grant: Overseer) -> Response:
 @router.post(
     "/digest",
     summary="The digest of a table",
+    tags=["reading"],
     responses=shapes.answers("Digest", 413),
     openapi_extra=shapes.body("Digested"),
 )

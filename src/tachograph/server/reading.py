@@ -86,8 +86,8 @@ async def list_runs(
     columns: Annotated[_Names, Query(description="Names of columns, metrics, …")] = None,
     children: Annotated[bool, Query(description="Also trials, folds and other parts.")] = False,
     lost: Annotated[bool, Query(description="Show as lost whose process is gone.")] = True,
-    limit: Annotated[int | None, Query(ge=0)] = None,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int | None, Query(ge=0, description="Rows of a page.")] = None,
+    offset: Annotated[int, Query(ge=0, description="Rows before the page.")] = 0,
 ) -> Response:
     """One row a run, chosen and sorted by the server; `total` says how many there are in all."""
 
@@ -100,7 +100,9 @@ async def list_runs(
     return await answer_table(request, grant, work)
 
 
-@router.get("/runs/{run}", summary="One run", responses=shapes.answers("Run", 404, 406))
+@router.get(
+    "/runs/{run}", summary="One run", responses=shapes.answers("Run", 404, 406) | shapes.UNCHANGED
+)
 async def show_run(request: Request, grant: Reader, run: str) -> Response:
     """Its row, and the tables that belong to it but for points, events and provenance."""
     form = document_form(request)

@@ -211,6 +211,12 @@ _MEANINGS = {
 }
 
 
+UNCHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The client has it: see If-None-Match."}
+}
+"""The answer of a route that gives an ETag."""
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Answers of a route that are errors."""
     content = {JSON: {"schema": reference("Error")}}
@@ -230,10 +236,8 @@ def tables(*statuses: int) -> dict[int | str, dict[str, Any]]:
         JSON: {"schema": reference("Table")},
         ARROW: {"schema": {"type": "string", "format": "binary"}},
     }
-    unchanged = {"description": "The client has it: see If-None-Match."}
     found: dict[int | str, Any] = {200: {"description": "A table.", "content": content}}
-    found[304] = unchanged
-    return found | errors(406, *statuses)
+    return found | UNCHANGED | errors(406, *statuses)
 
 
 def body(name: str) -> dict[str, Any]:
