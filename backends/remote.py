@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import (
     Backend,
     Garbage,
+    SupportsAbout,
     SupportsArtifacts,
     SupportsDigests,
     SupportsFollow,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 if importlib.util.find_spec("httpx") is None:  # imported much later, but missed now
     raise ModuleNotFoundError("No module named 'httpx'", name="httpx")
 
+GREETING = Patience(connect=5.0, silence=10.0, total=15.0)
 WRITING = Patience(connect=5.0, silence=15.0, total=30.0)
 _HEADERS = {"Content-Type": MEDIA_TYPE, "Content-Encoding": "deflate"}
 
@@ -92,7 +95,7 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
         self._pace = _pace_of(self.url)
         self.batch_bytes = self._pace.size
         if not create:
-            document(self._connection.ask("GET", ""))
+            document(self._connection.ask("GET", "", patience=GREETING))
 
     def write(self, batch: Batch) -> int:
         """Send a batch, in pieces where it is large, and return the number expected next.
@@ -151,6 +154,12 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
             raise StoreError(f"{self.url} answers without {name!r}: is it a Tachograph server?")
         return found
 
+    def about(self) -> dict[str, Any]:
+        """What the server says of itself; `time` is its clock (µs), to the second."""
+        answer = self._connection.ask("GET", "", patience=GREETING)
+        said = answer.headers.get("Date")
+        return document(answer) | {"time": None if said is None else _microseconds(said)}
+
     def gc(self, *, dry_run: bool = True) -> Garbage:
         """Find, and unless `dry_run` free, the rows and files of deleted runs."""
         answer = document(
@@ -163,6 +172,13 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
     def close(self) -> None:
         """End all requests, also those of other threads. A second call does nothing."""
         self._connection.close()
+
+
+def _microseconds(date: str) -> int | None:
+    try:
+        return round(parsedate_to_datetime(date).timestamp() * 1e6)
+    except ValueError:
+        return None
 
 
 if TYPE_CHECKING:
@@ -178,5 +194,6 @@ if TYPE_CHECKING:
         SupportsReduction,
         SupportsDigests,
         SupportsFollow,
+        SupportsAbout,
     ]:
-        return (backend,) * 8
+        return (backend,) * 9

@@ -6,6 +6,7 @@ journals still hold.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections import Counter
@@ -26,7 +27,7 @@ from tachograph.backends.base import (
 )
 from tachograph.digests import digest_table
 from tachograph.edits import Editor
-from tachograph.errors import QueryError, RunNotFound, StoreError
+from tachograph.errors import QueryError, RunNotFound, StoreError, StoreNotFound
 from tachograph.listing import IsAlive, Listing
 from tachograph.live import LiveReader, Tails
 from tachograph.lookup import RunId, family_of, resolve_run
@@ -66,8 +67,11 @@ def open_store(url: str | None = None, *, config: Any = None, create: bool = Fal
     configured = address in loaded.backend
     urls = loaded.backend if configured else (address,)
     folder = registry.journal_folder(urls, loaded.journal if configured else None)
+    waiting = drain.has_journal(folder, address)  # for a store that is perhaps about to be made
+    if waiting and registry.is_far(address):  # where it is away, nobody waits for it twice
+        with contextlib.suppress(StoreNotFound):
+            registry.open_backend(address).close()
     drain.drain_orphans(folder, (address,))
-    waiting = drain.has_journal(folder, address)  # a store that is about to be made
     backend = registry.open_backend(address, create=create or waiting)
     return Store(
         backend,
