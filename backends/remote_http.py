@@ -23,6 +23,7 @@ from tachograph.addresses import is_loopback
 from tachograph.errors import (
     AccessDenied,
     Busy,
+    Full,
     QueryError,
     RunNotFound,
     StoreError,
@@ -270,7 +271,7 @@ class Connection:
         if status == 403:
             raise AccessDenied(message)
         if status in _BUSY:
-            raise Busy(message, _retry_after(response))
+            raise (Full if status == 507 else Busy)(message, _retry_after(response))
         if code == "protocol":
             raise self._other_version(response.headers.get(_HEADER, "another version"))
         if code == "query":
@@ -353,7 +354,8 @@ def _said(response: httpx.Response) -> dict[str, Any]:
         error = json.loads(body)["error"]
         return {**error, "message": f"{error['message']}"[:500]}
     except (ValueError, KeyError, TypeError):
-        return {"message": f"HTTP status {response.status_code} {response.reason_phrase}"}
+        hint = "; is another service at that address?" if response.status_code == 404 else ""
+        return {"message": f"HTTP status {response.status_code} {response.reason_phrase}{hint}"}
 
 
 def _retry_after(response: httpx.Response) -> float:

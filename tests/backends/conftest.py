@@ -39,7 +39,13 @@ class ServerThread:
         self._apps: dict[str, Any] = {}
         self._count = 0
         config = uvicorn.Config(
-            self._dispatch, port=0, http=Connection, lifespan="off", ws="none", log_config=None
+            self._dispatch,
+            port=0,
+            http=Connection,
+            interface="asgi3",
+            lifespan="off",
+            ws="none",
+            log_config=None,
         )
         self._server = uvicorn.Server(config)
         self._loop = asyncio.new_event_loop()
@@ -76,9 +82,14 @@ class ServerThread:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _dispatch(self, scope: Any, receive: Any, send: Any) -> None:
-        prefix, path = re.fullmatch(r"(/[^/]*)(.*)", scope["path"]).groups()  # type: ignore[union-attr]
-        raw = scope["raw_path"].removeprefix(prefix.encode())
-        await self._apps[prefix](scope | {"path": path, "raw_path": raw}, receive, send)
+        _, name, path = scope["path"].split("/", 2)
+        app = self._apps.get(f"/{name}")
+        if app is None:
+            await send({"type": "http.response.start", "status": 404})
+            await send({"type": "http.response.body"})
+            return
+        raw = scope["raw_path"].removeprefix(f"/{name}".encode())
+        await app(scope | {"path": f"/{path}", "raw_path": raw}, receive, send)
 
 
 @pytest.fixture(scope="session")

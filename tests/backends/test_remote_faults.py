@@ -21,7 +21,7 @@ import pytest
 from tachograph.backends import remote, remote_http
 from tachograph.backends.remote import RemoteBackend
 from tachograph.backends.remote_http import Dropped, Patience, Slow
-from tachograph.errors import AccessDenied, Busy, Gap, StoreError, StoreTooNew
+from tachograph.errors import AccessDenied, Busy, Full, Gap, StoreError, StoreTooNew
 from tachograph.records import Batch
 from tachograph.testing import make_batch, make_block
 
@@ -138,7 +138,7 @@ def test_certificate_that_is_not_trusted(
         (403, "forbidden", AccessDenied, "on purpose"),
         (408, "slow", Slow, "on purpose"),
         (503, "store", Busy, "on purpose"),
-        (507, "full", Busy, "on purpose"),
+        (507, "full", Full, "on purpose"),
         (400, "protocol", StoreTooNew, "speaks version 2 of the protocol, this client 1: update"),
     ],
 )
@@ -313,3 +313,48 @@ def test_half_an_answer_is_none(scripted: Callable[..., Any]) -> None:
     server = scripted(handle)
     refused(server.url, Dropped, "does not answer")
     assert len(server.requests) == 2
+
+
+# ---------------------------------------------------------------------------- tokens
+
+
+def test_renewed_token_is_used_without_a_restart(
+    scripted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 401 looks the token up anew: where there is another one, nobody notices."""
+
+    def handle(connection: socket.socket) -> None:
+        while head := server.read_request(connection):
+            status, body = (200, OK) if b"Bearer tacho_renewed" in head else (401, b"")
+            answer = b"HTTP/1.1 %d Scripted\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+            connection.sendall(answer + body)
+
+    server = scripted(handle)
+    backend = RemoteBackend(server.url, create=True)
+    for asked in (1, 2):  # each time it is looked up, and found to be the one that was refused
+        with pytest.raises(AccessDenied, match=f"tachograph login {server.url}"):
+            backend.write(points("w", 0, 3))
+        assert len(server.requests) == asked
+    monkeypatch.setenv("TACHOGRAPH_TOKEN", "tacho_renewed")
+    assert backend.write(points("w", 0, 3)) == 3
+    sent = [head for head in server.requests if b"tacho_renewed" in head]
+    assert len(sent) == 1
+    monkeypatch.setenv("TACHOGRAPH_TOKEN", "tacho_another")
+    assert backend.write(points("w", 0, 3)) == 3  # what works is not looked up again
+    backend.close()
+
+
+def test_token_on_this_machine_goes_past_a_proxy(
+    answering: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of the network never sees a token that is for a server beside the training."""
+    proxy, server = answering(200, OK), answering(200, OK)
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    backend = RemoteBackend(server.url, create=True)
+    assert backend.write(points("w", 0, 3)) == 3
+    assert (len(proxy.requests), len(server.requests)) == (0, 1)
+    far = RemoteBackend("http://tachograph.invalid", create=True)
+    assert far.write(points("w", 0, 3)) == 3
+    assert b"POST http://tachograph.invalid/v1/batches" in proxy.requests[0]
+    for one in (backend, far):
+        one.close()
