@@ -6,7 +6,7 @@ Abilities beyond that are protocols of their own; a reader asks with `isinstance
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -278,10 +278,38 @@ class SupportsDigests(Protocol):
 class SupportsFollow(Protocol):
     """A store that tells what is added to a run as it comes."""
 
-    def follow(self, run_id: str, cursor: str | None = None) -> Iterator[tuple[str, str, Row]]:
+    def follow(
+        self,
+        run_id: str,
+        cursor: str | None = None,
+        *,
+        names: Sequence[str] = (),
+        last: int | None = None,
+    ) -> Iterator[tuple[str, str, Row]]:
         """Yield cursor, kind and row of each new thing, and wait for more, until the run has ended.
 
-        Kinds are 'point' (a row of `metrics`), 'event' (of `events`) and 'status' (of `runs`). An
-        iterator that was started with the cursor of another goes on behind it.
+        Kinds are 'point' (a row of `metrics`), 'event' (of `events`) and 'status' (of `runs`).
+
+        Parameters
+        ----------
+        run_id : str
+        cursor : str, optional
+            Go on behind what another iterator yielded with it.
+        names : sequence of str
+            Of points only those of these metrics; by default all.
+        last : int, optional
+            Without a cursor, begin with the last so many points rather than with the run.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsAbout(Protocol):
+    """A store that says what it is, as a server does."""
+
+    def about(self) -> Mapping[str, Any]:
+        """Versions, limits and what the token may do, as docs/reference/protocol.md has them.
+
+        And `time`, the clock of the server in µs, to the second.
         """
         ...

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tachograph.backends.remote_http import Closed, Connection, Patience
 from tachograph.errors import AccessDenied, StoreError, StoreNotFound, StoreTooNew
@@ -49,10 +50,18 @@ class RemoteFollowing:
 
     _connection: Connection
 
-    def follow(self, run_id: str, cursor: str | None = None) -> Iterator[tuple[str, str, Row]]:
+    def follow(
+        self,
+        run_id: str,
+        cursor: str | None = None,
+        *,
+        names: Sequence[str] = (),
+        last: int | None = None,
+    ) -> Iterator[tuple[str, str, Row]]:
         """Yield cursor, kind and row of each new thing, and wait for more, until the run has ended.
 
-        A connection that ends is made anew, behind the last thing that came.
+        A connection that ends is made anew, behind the last thing that came. The parameters are
+        those of `base.SupportsFollow`.
 
         Raises
         ------
@@ -65,7 +74,7 @@ class RemoteFollowing:
         pause = _PAUSE
         while True:
             try:
-                for event in self._events(run_id, cursor):
+                for event in self._events(run_id, cursor, {"name": names, "last": last}):
                     heard, pause = time.monotonic(), _PAUSE
                     if event.kind == "end":
                         return
@@ -80,12 +89,13 @@ class RemoteFollowing:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _events(self, run_id: str, cursor: str | None) -> Iterator[Event]:
+    def _events(self, run_id: str, cursor: str | None, asked: Mapping[str, Any]) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream"}
         if cursor is not None:
             headers["Last-Event-ID"] = cursor
+        params = {name: value for name, value in asked.items() if value not in (None, ())}
         with self._connection.stream(
-            "GET", f"/runs/{run_id}/follow", patience=FOLLOWING, headers=headers
+            "GET", f"/runs/{run_id}/follow", patience=FOLLOWING, headers=headers, params=params
         ) as answer:
             yield Event("", "comment", "")  # it is there, even if it has nothing to say
             yield from parse_events(answer.iter_bytes())

@@ -35,7 +35,13 @@ _T = TypeVar("_T")
 
 
 def find_token(url: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """The token for a server, from the first place that has one.
+    """The token for a server, from the first place that has one; see `locate_token`."""
+    found = locate_token(url, environ)
+    return None if found is None else found[0]
+
+
+def locate_token(url: str, environ: Mapping[str, str] | None = None) -> tuple[str, str] | None:
+    """The token for a server, and where it was: a variable, 'the keyring' or a file.
 
     Parameters
     ----------
@@ -51,9 +57,12 @@ def find_token(url: str, environ: Mapping[str, str] | None = None) -> str | None
     """
     environ = os.environ if environ is None else environ
     if given := environ.get(VARIABLE, "").strip():
-        return checked(given, VARIABLE)
-    address = origin(url)
-    return _from_keyring(address) or _read(tokens_file(environ)).get(address)
+        return checked(given, VARIABLE), VARIABLE
+    address, file = origin(url), tokens_file(environ)
+    if kept := _from_keyring(address):
+        return kept, "the keyring"
+    kept = _read(file).get(address)
+    return None if kept is None else (kept, str(file))
 
 
 def save_token(url: str, token: str, environ: Mapping[str, str] | None = None) -> str:
