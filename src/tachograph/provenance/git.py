@@ -35,10 +35,13 @@ class Look:
         See `collect`.
     patch : Content or None
         The whole diff, as ``git apply`` takes it; None where there is none to keep.
+    status : Status or None
+        Which files no commit holds; None where git could not say.
     """
 
     document: Document
     patch: Content | None = None
+    status: Status | None = None
 
 
 def collect(folder: str | os.PathLike[str] | None = None) -> Document:
@@ -95,7 +98,7 @@ def _look(start: Path, content: bool) -> Look:
         "diff": diff,
         "submodules": _submodules(root),
     }
-    return Look(document, patch)
+    return Look(document, patch, status)
 
 
 def _describe_commit(root: Path) -> str | None:

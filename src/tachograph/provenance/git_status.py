@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from tachograph.provenance.git_calls import GitError, ask, reason_of
 from tachograph.redaction import redact_text
 from tachograph.secret_files import is_secret_file
 
-_ARGUMENTS = 500  # paths in one call
+_FEW = 50  # paths that git finds faster than it lists all
 _OURS = ".tachograph"  # the folder that stores stand in by default
 
 # Independent of what a user has configured for the eyes: one path, one entry.
@@ -37,7 +37,6 @@ class Status:
     ahead: int | None = None
     changed: dict[str, str] = field(default_factory=dict)
     untracked: dict[str, None] = field(default_factory=dict)
-    ignored: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for entry in self.listing.split("\0"):
@@ -46,8 +45,6 @@ class Status:
                 self._head(rest)
             elif kind == "?" and _OURS not in PurePosixPath(rest).parts:
                 self.untracked[rest] = None
-            elif kind == "!":
-                self.ignored[rest] = None
             elif kind in _FIELDS_BEFORE_PATH:
                 fields = rest.split(" ", _FIELDS_BEFORE_PATH[kind])
                 self.changed[fields[-1]] = fields[0].replace(".", " ").strip()
@@ -86,23 +83,32 @@ def uncommitted(folder: str | os.PathLike[str]) -> str | None:
     return f"there is uncommitted work in {root} ({len(found)} files: {shown} …)"
 
 
-def states(root: Path, paths: Sequence[str]) -> Mapping[str, str]:
+def states(root: Path, paths: Sequence[str], known: Status | None = None) -> dict[str, str]:
     """Of some paths in a work tree: 'changed', 'untracked', 'ignored', or else 'committed'.
+
+    Parameters
+    ----------
+    root : Path
+    paths : sequence of str
+        Relative to the root.
+    known : Status, optional
+        That of the whole tree, where it was asked for already.
 
     Raises
     ------
     GitError
         Git could not say.
     """
-    found = dict.fromkeys(paths, "committed")
-    for start in range(0, len(paths), _ARGUMENTS):
-        some = paths[start : start + _ARGUMENTS]
-        status = Status(ask(root, "--literal-pathspecs", *_STATUS, "--ignored", "--", *some))
-        for path in some:
-            if path in status.changed:
-                found[path] = "changed"
-            elif path in status.untracked:
-                found[path] = "untracked"
-            elif path in status.ignored:
-                found[path] = "ignored"
-    return found
+    few = ("--", *paths) if len(paths) <= _FEW else ()
+    if known is None:
+        known = Status(ask(root, "--literal-pathspecs", *_STATUS, *few))
+    tracked = set(ask(root, "--literal-pathspecs", "ls-files", "-z", *few).split("\0"))
+    return {path: _state(path, known, tracked) for path in paths}
+
+
+def _state(path: str, status: Status, tracked: set[str]) -> str:
+    if path in status.changed:
+        return "changed"
+    if path in status.untracked:
+        return "untracked"
+    return "committed" if path in tracked else "ignored"

@@ -11,9 +11,8 @@ import re
 import site
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
@@ -46,14 +45,12 @@ def _standard_library() -> set[str]:
 
 def imported() -> dict[str, str]:
     """Path to module name of each imported file that is not the environment's."""
-    files = {name: file for name, file in _files()}
+    files = dict(_files())
     found: dict[str, str] = {}
     for name, file in files.items():
-        top = name.partition(".")[0]
-        above = files.get(top)
-        generated = top != name and above is not None and not _is_own(top, above)
-        if not generated and _is_own(top, file):
-            found.setdefault(file, name)
+        own = _own_file(name, file, files.get(name.partition(".")[0]))
+        if own is not None:
+            found.setdefault(own, name)
     return found
 
 
@@ -65,7 +62,17 @@ def _files() -> Iterator[tuple[str, str]]:
             continue
         file = facts.get("__file__")
         if isinstance(file, str) and not _is_unloaded(module):
-            yield name, os.path.abspath(file)
+            yield name, file
+
+
+@lru_cache(maxsize=1 << 16)
+def _own_file(name: str, file: str, above: str | None) -> str | None:
+    """The path of a module that is not the environment's; `above` is its topmost package's."""
+    top = name.partition(".")[0]
+    if top in _NOT_CODE or not _is_own(top, os.path.abspath(file)):
+        return None
+    generated = above is not None and not _is_own(top, os.path.abspath(above))
+    return None if generated else os.path.abspath(file)
 
 
 def _is_unloaded(module: object) -> bool:
@@ -74,8 +81,6 @@ def _is_unloaded(module: object) -> bool:
 
 
 def _is_own(top: str, file: str) -> bool:
-    if top in _NOT_CODE:
-        return False
     if not in_environment(file):
         return True
     linked = _link_target(file, top)  # installed as a link to where it is worked on
@@ -104,6 +109,8 @@ def import_root(file: str, module: str) -> str:
 
 def is_generated(file: str, module: str) -> bool:
     """Whether a library wrote it for this process: in the temporary folder, importable by none."""
+    import tempfile  # not needed to start a run
+
     if not file.startswith(os.path.realpath(tempfile.gettempdir()) + os.sep):
         return False
     return import_root(file, module) not in map(os.path.realpath, sys.path)

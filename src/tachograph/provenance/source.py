@@ -82,6 +82,7 @@ class Source:
         self._content = content
         self._trees = Trees(entry)
         self._described: dict[str, Document] = {}
+        self._looks: dict[str, Look] = {}
         self._entries: dict[str, Document] = {}
         self._left_out: dict[str, str] = {}
         self._secret: set[str] = set()
@@ -100,7 +101,8 @@ class Source:
         for tree in self._trees:
             if tree.name not in self._described:
                 self._add(tree)
-        self._take(new, modules)
+        looks, self._looks = self._looks, {}  # they hold for now, not for what is imported later
+        self._take(new, modules, _states(new, looks))
         return bool(new)
 
     @property
@@ -132,7 +134,7 @@ class Source:
         return git
 
     def _add(self, tree: Tree) -> Document:
-        found = _recent_look(tree.root, self._content)
+        found = self._looks[tree.name] = _recent_look(tree.root, self._content)
         facts = ("commit", "branch", "upstream", "ahead", "remote", "shallow", "dirty", "missing")
         known = {fact: found.document[fact] for fact in facts if fact in found.document}
         patch = self._patch(tree.name, found)
@@ -155,10 +157,11 @@ class Source:
 
     # ------------------------------------------------------------------ files
 
-    def _take(self, new: Iterable[Placed], modules: Mapping[str, str]) -> None:
+    def _take(
+        self, new: Iterable[Placed], modules: Mapping[str, str], state_of: Mapping[str, str]
+    ) -> None:
         """Describe files and keep their content, first of all that which no commit holds."""
         deadline = time.monotonic() + SECONDS
-        state_of = _states(new)
         for file in sorted(new, key=lambda file: (state_of[file.key] == "committed", file.key)):
             if is_secret_file(file.path) or redact_text(file.key) != file.key:
                 self._secret.add(file.key)
@@ -223,17 +226,18 @@ def _recent_look(root: str, content: bool) -> Look:
     return found
 
 
-def _states(new: Iterable[Placed]) -> dict[str, str]:
+def _states(new: Iterable[Placed], looks: Mapping[str, Look]) -> dict[str, str]:
     """Key to state: one question to git for all files of a tree."""
-    by_root: dict[str, list[Placed]] = {}
+    by_tree: dict[str, list[Placed]] = {}
     found: dict[str, str] = {}
     for file in new:
         found[file.key] = "linked" if file.link is not None else "no git"
         if file.link is None and file.tree.has_repository:
-            by_root.setdefault(file.tree.root, []).append(file)
-    for root, files in by_root.items():
+            by_tree.setdefault(file.tree.name, []).append(file)
+    for name, files in by_tree.items():
+        known = looks[name].status if name in looks else None
         try:
-            answer = states(Path(root), [file.path for file in files])
+            answer = states(Path(files[0].tree.root), [file.path for file in files], known)
         except GitError:
             answer = {}
         found |= {file.key: answer.get(file.path, "unknown") for file in files}
