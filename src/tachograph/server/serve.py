@@ -204,10 +204,19 @@ def _allow_open_files(connections: int) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named: asyncio switches Nagle's algorithm off on such sockets alone, and
+    # with it each answer waits some 40 ms for the client's acknowledgement of its head.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+        return sock
     except OSError as error:
+        sock.close()
         # Python adds to the reason what this message says already.
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise StoreError(f"cannot listen on {host}, port {port}: {reason}") from error
