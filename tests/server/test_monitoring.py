@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from tachograph.errors import TachographWarning
 from tachograph.server.app import make_app
 from tachograph.server.logs import set_up_logging
 from tachograph.server.settings import ServerSettings
@@ -107,13 +109,14 @@ class Terminal(io.StringIO):
 def logged(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
     """What is logged, on a file or a terminal; afterwards logging is as before."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, show = root.handlers[:], root.level, warnings.showwarning
     root.handlers = []
     stream: io.StringIO = request.param()
     set_up_logging(stream)
     yield stream
     root.handlers = handlers
     root.setLevel(level)
+    warnings.showwarning = show
 
 
 SECRET = "tacho_" + "Zq8vN3xK7m" * 4 + "abc"
@@ -137,10 +140,14 @@ def test_secrets_never_reach_the_log(logged: io.StringIO) -> None:
 
 @pytest.mark.parametrize("logged", [io.StringIO], indirect=True)
 def test_a_line_of_the_log_is_json(logged: io.StringIO) -> None:
-    """Also where a message has lines of its own, and from uvicorn."""
+    """Also where a message has lines of its own; from uvicorn; and what the core warns of."""
     logging.getLogger("uvicorn.error").warning("two\nlines", extra={"color_message": "\x1b[1m"})
     logging.getLogger("tachograph.server").info('said "%s"', "x\r\n{}")
-    first, second = map(json.loads, logged.getvalue().splitlines())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("the store is away", TachographWarning, stacklevel=1)
+    first, second, third = map(json.loads, logged.getvalue().splitlines())
+    assert (third["level"], third["message"]) == ("WARNING", "the store is away")
     assert (
         first.items()
         >= {"level": "WARNING", "logger": "uvicorn.error", "message": "two\nlines"}.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
@@ -15,11 +16,16 @@ from tachograph.redaction import redact_text
 
 
 def set_up_logging(stream: TextIO = sys.stderr) -> None:
-    """Send what this process logs, uvicorn's messages included, to a stream."""
+    """Send what this process logs to a stream, uvicorn's messages and all warnings included."""
     handler = logging.StreamHandler(stream)
     handler.addFilter(_clean)
     handler.setFormatter(_Plain() if stream.isatty() else _Json())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    logging.getLogger("tachograph.server").warning("%s", message)
 
 
 def _clean(record: logging.LogRecord) -> bool:
