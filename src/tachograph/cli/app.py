@@ -18,6 +18,7 @@ from tachograph.cli import (
     reading,
     sending,
     serving,
+    tailing,
     tensors,
 )
 from tachograph.errors import TachographError
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (reading, tensors, plotting, editing, sending, keeping, serving, login, demo):
+for group in (reading, tailing, tensors, plotting, editing, sending, keeping, serving, login, demo):
     group.register(app)
 
 

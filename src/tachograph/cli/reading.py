@@ -1,8 +1,7 @@
-"""Commands that read: runs, show, compare, diff, tail, sql."""
+"""Commands that read: runs, show, compare, diff, sql."""
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any
 
 import typer
@@ -13,12 +12,9 @@ from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_fo
 from tachograph.cli.render import (
     cell,
     console,
-    context_label,
     duration,
-    local_time,
     print_json,
     print_table,
-    shown,
 )
 from tachograph.errors import QueryError
 from tachograph.query import Store
@@ -29,7 +25,7 @@ DEFAULT = ("run_id", "name", "kind", "status", "project", "framework", "started_
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (runs, show, compare, diff, tail, sql):
+    for command in (runs, show, compare, diff, sql):
         app.command()(command)
 
 
@@ -149,67 +145,6 @@ def diff(
             print_json(comparing.plain_comparison(result))
         else:
             comparing.print_difference(result)
-
-
-def tail(
-    run: RunArgument,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="Only these metrics.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the run ends.")
-    ] = True,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="Points to begin with.")] = 10,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the points of a run as they are recorded."""
-    seen: dict[tuple[str, str], int] = {}
-    first = True
-    while True:
-        with open_for_reading(store) as opened:
-            record = opened.run(run)
-            run = record.run_id
-            points = _new_points(opened, run, metric, seen)
-            for point in points[-lines:] if first else points:
-                _print_point(point, as_json)
-            if not follow or record.status != "running":
-                if not as_json:
-                    console().print(f"{record.status}", style="dim")
-                return
-        first = False
-        time.sleep(1.0)
-
-
-def _new_points(
-    store: Store, run: str, metrics: list[str] | None, seen: dict[tuple[str, str], int]
-) -> list[dict[str, Any]]:
-    found = []
-    for row in store.metrics_of(run):
-        key = (row["name"], row["context"])
-        if (metrics and row["name"] not in metrics) or row["count"] == seen.get(key):
-            continue
-        points = store.series(run, row["name"], context=row["context"], rank=row["rank"])
-        found += [
-            {"name": row["name"], "context": row["context"]} | point
-            for point in list(points)[seen.get(key, 0) :]
-        ]
-        seen[key] = len(points)
-    return sorted(found, key=lambda point: point["time"])
-
-
-def _print_point(point: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        import json
-
-        from tachograph.values import plain
-
-        print(json.dumps(plain(point), ensure_ascii=False), flush=True)
-        return
-    place = context_label(point["context"])
-    step = "" if point["step"] is None else f"step {point['step']}"
-    name = f"{point['name']} ({place})" if place else point["name"]
-    print(f"{local_time(point['time'])}  {step:>12}  {name} = {shown(point['value'])}", flush=True)
 
 
 def sql(

@@ -19,6 +19,7 @@ from tachograph.server import shapes
 from tachograph.server.access import Reader, grant_of
 from tachograph.server.answers import Refusal
 from tachograph.server.asking import refuse_unknown
+from tachograph.server.latest import MOST_LAST, near_end
 from tachograph.server.negotiation import choose
 from tachograph.server.news import Look, Position, as_event, look
 from tachograph.server.served import Served
@@ -65,6 +66,10 @@ async def follow(
     grant: Reader,
     run: str,
     cursor: Annotated[str | None, Query(description="Go on behind the event of that id.")] = None,
+    name: Annotated[list[str] | None, Query(description="Points of these metrics alone.")] = None,
+    last: Annotated[
+        int | None, Query(ge=0, le=MOST_LAST, description="Begin with the last so many points.")
+    ] = None,
     last_event_id: Annotated[str | None, Header(description="As `cursor`; comes first.")] = None,
 ) -> Response:
     """Points, events and changes of the run's row as they come, each once, whatever breaks."""
@@ -74,9 +79,17 @@ async def follow(
     server: Server = request.app.state.server
     if server.followers.count >= MOST:
         raise Busy("too many follow runs of this server", 10.0)
-    run_id = await server.readers.ask(lambda served: served.store.resolve(run), grant)
+    names = tuple(name or ())
+
+    def begin(served: Served) -> tuple[str, Position]:
+        run_id = served.store.resolve(run)
+        if last is None or position != Position():
+            return run_id, position
+        return run_id, near_end(served, run_id, last, names)
+
+    run_id, position = await server.readers.ask(begin, grant)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    events = _Follower(request, grant, run_id, position).events()
+    events = _Follower(request, grant, run_id, position, names).events()
     return StreamingResponse(events, media_type=_EVENTS, headers=headers)
 
 
@@ -94,9 +107,16 @@ class Followers:
 class _Follower:
     """One client that follows a run."""
 
-    def __init__(self, request: Request, grant: Grant, run_id: str, position: Position) -> None:
+    def __init__(
+        self,
+        request: Request,
+        grant: Grant,
+        run_id: str,
+        position: Position,
+        names: tuple[str, ...],
+    ) -> None:
         self._request, self._grant, self._run_id = request, grant, run_id
-        self._position = position
+        self._position, self._names = position, names
         self._server: Server = request.app.state.server
         self._spoke = self._heard = time.monotonic()
 
@@ -137,7 +157,7 @@ class _Follower:
         """What is new; None where the store cannot be asked now."""
 
         def work(served: Served) -> Look:
-            return look(served, self._run_id, self._position)
+            return look(served, self._run_id, self._position, self._names)
 
         try:
             return await self._server.readers.ask(work, self._grant)

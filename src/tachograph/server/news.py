@@ -7,9 +7,10 @@ also to another server, later. Knows a store as `served` has it; knows no HTTP.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
@@ -28,6 +29,9 @@ _MOST_RECORDS = 1 << 40
 _CURSOR = re.compile(r"1-[0-9a-f]{8}(-[0-9a-f]{16}:\d{1,18}(\.\d{1,9})?)*")
 _NOTHING = "0" * 8
 _KINDS = {"metrics": "point", "events": "event"}
+
+Found = tuple[int, str, str, Row]
+"""Record, kind, name and row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,16 @@ class Look:
     more: bool
 
 
-def look(served: Served, run_id: str, since: Position) -> Look:
+def look(served: Served, run_id: str, since: Position, names: Sequence[str] = ()) -> Look:
     """See what is new since a position, which stays as it is.
+
+    Parameters
+    ----------
+    served : Served
+    run_id : str
+    since : Position
+    names : sequence of str
+        Of points only those of these metrics; by default all.
 
     Raises
     ------
@@ -129,8 +141,8 @@ def look(served: Served, run_id: str, since: Position) -> Look:
     stored = Cursors(served.backend)
     more = False
     for writer in sorted(served.live.writers_of(run_id)):
-        key = hashlib.blake2b(writer.encode(), digest_size=8).hexdigest()
-        for fresh in _records(served, run_id, writer, key, stored, position):
+        rows_of = functools.partial(rows_between, served, run_id, writer, names)
+        for fresh in _records(served, writer, stored, position, rows_of):
             news += fresh
             if len(news) >= MOST_ROWS:
                 more = True
@@ -140,17 +152,27 @@ def look(served: Served, run_id: str, since: Position) -> Look:
     return Look(news, position, row["status"], more)
 
 
+def key_of(writer: str) -> str:
+    """What stands for a writer in a cursor."""
+    return hashlib.blake2b(writer.encode(), digest_size=8).hexdigest()
+
+
 def _records(
-    served: Served, run_id: str, writer: str, key: str, stored: Cursors, position: Position
+    served: Served,
+    writer: str,
+    stored: Cursors,
+    position: Position,
+    rows_of: Callable[[int, int], list[Found]],
 ) -> Iterator[list[News]]:
     """What is new of a writer, some records at a time."""
+    key = key_of(writer)
     behind = stored.get(writer, 0)
     while True:
         start, rows_seen = position.seen.get(key, (0, 0))
         end = min(start + position.records, max(behind, served.marks.get(writer, 0)))
         if start >= end:
             return
-        rows = _rows(served, run_id, writer, start, end)
+        rows = rows_of(start, end)
         # The mark may have turned out to say more than could be read.
         if end > max(behind, served.marks.get(writer, 0)):
             return
@@ -163,10 +185,10 @@ def _records(
         position.seen[key] = end, 0
 
 
-def _rows(
-    served: Served, run_id: str, writer: str, start: int, end: int
-) -> list[tuple[int, str, str, Row]]:
-    """Record, kind, name and row, in an order that is the same each time."""
+def rows_between(
+    served: Served, run_id: str, writer: str, names: Sequence[str], start: int, end: int
+) -> list[Found]:
+    """What there is from a record to before another, in an order that is the same each time."""
     found = []
     for table, kind in _KINDS.items():
         where = [
@@ -175,14 +197,14 @@ def _rows(
             Condition("seq", ">=", start),
             Condition("seq", "<", end),
         ]
+        if names and table == "metrics":
+            where.append(Condition("name", "in", names))
         for row in served.read(Query(table, where, limit=MOST_ROWS + 1)):
             found.append((row["seq"], kind, row.get("name", ""), row))
     return sorted(found, key=itemgetter(0, 1, 2))
 
 
-def _news(
-    rows: list[tuple[int, str, str, Row]], start: int, skip: int, key: str, position: Position
-) -> Iterator[News]:
+def _news(rows: list[Found], start: int, skip: int, key: str, position: Position) -> Iterator[News]:
     record, count = start, 0
     for seq, kind, _, row in rows:
         record, count = seq, (count + 1 if seq == record else 1)
