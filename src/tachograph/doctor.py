@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tachograph import drain, filesystems, host, registry
-from tachograph.backends.base import Backend, Condition, Query
+from tachograph import drain, filesystems, host, outbox, registry
+from tachograph.backends.base import Backend, Condition, Query, SupportsAbout
 from tachograph.config import Config
+from tachograph.credentials import locate_token
 from tachograph.errors import StoreNotFound, TachographError
 from tachograph.journal import part_path
 from tachograph.journal_reader import JournalReader, list_journals, read_header
+from tachograph.portions import chunks
+from tachograph.records import FORMAT_VERSION, now_us
 
 _LITTLE_SPACE = 1 << 30
+_CLOCKS_APART = 5.0  # seconds; what a request takes, and the second to which a server says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def examine(config: Config, *, repair: bool = False) -> list[Finding]:
         Send orphaned journals to their stores, and mark runs as lost whose process is gone.
     """
     folder = registry.journal_folder(config.backend, config.journal)
-    findings = _journals(folder, repair)
+    findings = [*_journals(folder, repair), *_files(folder)]
     for url in config.backend:
         findings += _store(url, repair)
     findings.append(_space(folder))
@@ -69,6 +74,22 @@ def _journals(folder: Path, repair: bool) -> list[Finding]:
     if not findings:
         findings.append(Finding("ok", f"no journals wait in {folder}"))
     return findings
+
+
+def _files(folder: Path) -> list[Finding]:
+    """What waits in the outbox, per store."""
+    waiting: dict[str, list[int]] = {}
+    for parcel in outbox.waiting(folder):
+        for url in parcel.urls:
+            waiting.setdefault(url, []).append(parcel.bytes)
+    return [
+        Finding(
+            "warning",
+            f"{len(sizes)} files ({sum(sizes)} bytes) wait in {folder} for {url}",
+            "a process that records sends them, and `tachograph sync`",
+        )
+        for url, sizes in sorted(waiting.items())
+    ]
 
 
 def _journal(folder: Path, writer: str, alive: bool | None) -> Finding:
@@ -99,8 +120,11 @@ def _store(url: str, repair: bool) -> list[Finding]:
     except StoreNotFound:
         return [Finding("ok", f"{url} is not made yet")]
     except TachographError as error:
-        return [Finding("problem", f"{url} cannot be opened: {error}")]
+        advice = "what is recorded waits in journals meanwhile" if registry.is_far(url) else ""
+        return [Finding("problem", f"{url} cannot be opened: {error}", advice)]
     try:
+        if isinstance(backend, SupportsAbout):
+            return [*_server(backend, url), *_lost(backend, url, repair)]
         count = len(backend.read(Query("runs", columns=["run_id"])))
         return [Finding("ok", f"{url} opens and holds {count} runs"), *_lost(backend, url, repair)]
     except TachographError as error:
@@ -109,13 +133,55 @@ def _store(url: str, repair: bool) -> list[Finding]:
         backend.close()
 
 
+def _server(backend: SupportsAbout, url: str) -> list[Finding]:
+    """Versions, token and clock of a server."""
+    started = time.monotonic()
+    about = backend.about()
+    milliseconds = (time.monotonic() - started) * 1000
+    found = locate_token(url)
+    token = about.get("token") or {}
+    rights, projects = token.get("rights") or [], token.get("projects")
+    where = "in all projects" if projects is None else f"in {', '.join(projects)}"
+    findings = [
+        Finding(
+            "ok",
+            f"{url} answers in {milliseconds:.0f} ms: version {about.get('version')}, protocol "
+            f"{', '.join(map(str, about.get('protocols', ())))}",
+        ),
+        Finding(
+            "ok",
+            f"the token {token.get('name')!r}, from {found[1] if found else 'nowhere'}, has the "
+            f"right to {', '.join(rights) or 'nothing'} {where}",
+        ),
+    ]
+    if about.get("format", FORMAT_VERSION) < FORMAT_VERSION:
+        message = f"{url} has an older version of the tables than this machine records"
+        findings.append(Finding("problem", message, "update the server"))
+    if not {"write", "admin"} & set(rights):
+        message = f"the token for {url} may not write: what is recorded stays in journals"
+        findings.append(Finding("warning", message, "ask for a token with the right to write"))
+    said = about.get("time")
+    ahead = 0.0 if said is None else (said - now_us()) / 1e6
+    if abs(ahead) > _CLOCKS_APART:
+        findings.append(
+            Finding(
+                "warning",
+                f"the clock of {url} is {abs(ahead):.0f} s "
+                f"{'ahead of' if ahead > 0 else 'behind'} that of this machine",
+                "let both keep time (NTP): times of runs of several machines are compared",
+            )
+        )
+    return findings
+
+
 def _lost(backend: Backend, url: str, repair: bool) -> list[Finding]:
-    running = backend.read(Query("attempts", [Condition("status", "=", "running")]))
-    owners = {row["writer"] for row in running}
+    running = backend.read(Query("attempts", [Condition("status", "=", "running")], ["writer"]))
+    owners = sorted(set(running["writer"]))
     gone = [
         row["writer"]
-        for row in backend.read(Query("writers"))
-        if row["writer"] in owners and host.is_alive(row) is False
+        for some in chunks(owners)
+        for row in backend.read(Query("writers", [Condition("writer", "in", some)]))
+        if host.is_alive(row) is False
     ]
     if not gone:
         return []

@@ -103,6 +103,11 @@ def store_folder(url: str) -> Path | None:
     return path.parent if path and url.startswith("sqlite:") else path
 
 
+def is_server(url: str) -> bool:
+    """Whether a store is behind a server, which asks for a token."""
+    return url.startswith(("http:", "https:"))
+
+
 def is_far(url: str) -> bool:
     """Whether a store may be slow or away: all but memory and this machine's own disks."""
     folder = store_folder(url)

@@ -12,6 +12,7 @@ from tachograph.backends.base import SupportsCompact
 from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
 from tachograph.cli.render import console, print_json, print_table, shown, size
 from tachograph.config import SETTINGS, load_config
+from tachograph.credentials import locate_token
 
 
 def register(app: typer.Typer) -> None:
@@ -93,6 +94,12 @@ def config(as_json: JsonOption = False) -> None:
             origin_text = str(origin or "default")
         rows.append(
             {"key": setting.key, "value": value, "from": origin_text, "meaning": setting.help}
+        )
+    for url in filter(registry.is_server, loaded.backend):
+        found = locate_token(url)
+        place = "nowhere; run: tachograph login " + url if found is None else found[1]
+        rows.append(
+            {"key": "token", "value": None, "from": place, "meaning": f"Of {url}; never shown."}
         )
     if as_json:
         print_json(rows)

@@ -52,7 +52,7 @@ def logout(url: ServerArgument) -> None:
 
 def _address(url: str) -> str:
     address = registry.resolve_url(url, Path(), bare_path=False)
-    if not address.startswith(("http:", "https:")):
+    if not registry.is_server(address):
         raise ConfigError(f"{address} is no server; only https:// and http:// have tokens")
     return address
 
