@@ -84,6 +84,9 @@ def serve(
     in_flight_bytes: Annotated[
         int, typer.Option(min=1024, help="Bytes of all requests that are in hand.")
     ] = _DEFAULTS.in_flight_bytes,
+    artifact_bytes: Annotated[
+        int | None, typer.Option(min=1024, help="Bytes of a file; no limit by default.")
+    ] = None,
     answer_rows: Annotated[
         int, typer.Option(min=1, help="Rows of an answer.")
     ] = _DEFAULTS.answer_rows,
@@ -103,6 +106,7 @@ def serve(
             body_bytes=body_bytes,
             batch_bytes=batch_bytes,
             in_flight_bytes=in_flight_bytes,
+            artifact_bytes=artifact_bytes,
             answer_rows=answer_rows,
             request_seconds=request_seconds,
             token_bytes=token_bytes,
