@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tachograph import identity, recorder, warning
 from tachograph.run import open_runs
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 # Journals of stores without a folder go here, not into the home of who runs the tests.
 _STATE = tempfile.TemporaryDirectory(prefix="tachograph-tests-", ignore_cleanup_errors=True)

@@ -279,6 +279,8 @@ def _from_header(header: Mapping[str, Any], payload: bytes, start: int) -> Batch
     frames = []
     for entry in _listed(header, "tensors"):
         check_names("statistics", entry, _OF_TENSORS)
+        if not _listed(entry, "tensors"):
+            raise WireError("statistics have at least one tensor")
         tensors = TensorSeries.from_facts(entry)
         for seq, size in _listed(entry, "frames"):
             if not 0 <= whole("bytes", size) <= len(payload) - at:

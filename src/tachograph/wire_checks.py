@@ -32,6 +32,7 @@ _RANGES = {
 }
 _INT64 = (-(1 << 63), 1 << 63)
 _IDS = ("run_id", "parent_id", "root_id")
+_NEEDED = {"run_id", "changed_at"}  # wherever a table has them
 _SHAPES = ("shape", "logical_shape")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -110,8 +111,6 @@ def _check_frames(batch: Batch, rows: TensorRows) -> None:
 
 
 def _check_tensors(series: TensorSeries) -> None:
-    if not series.tensors:
-        raise WireError("statistics have at least one tensor")
     for key in series.tensors:
         for size in (*key.shape, *(key.logical_shape or ())):
             whole("shape", size)
@@ -125,7 +124,7 @@ def _check_row(table: str, row: Row) -> None:
     for name, value in row.items():
         if value is not None:
             _CHECKS.get(name, _OF_KIND[columns[name]])(name, value)
-    for name in (*TABLES[table].key, *columns.keys() & {"run_id"}):
+    for name in (*TABLES[table].key, *columns.keys() & _NEEDED):
         if row.get(name) is None:
             raise WireError(f"a row of {table} has no {name!r}")
 
@@ -176,7 +175,12 @@ def _check_whole(name: str, value: Any) -> None:
 
 
 def _check_float(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, float):  # a whole number as JSON may have it
+        low, high = _INT64
+        fits = low <= whole(name, value) < high
+    else:
+        fits = math.isfinite(value)
+    if not fits:
         raise WireError(f"{name!r} is a finite number, not {value!r:.40}")
 
 
