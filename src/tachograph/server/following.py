@@ -140,8 +140,10 @@ class _Follower:
                 yield self._end("deleted")
                 return
             now = time.monotonic()
+            if found:
+                self._position = found.position
             if found and found.news:
-                self._heard, self._position = now, found.position
+                self._heard = now
                 yield "".join(map(as_event, found.news))
             elif found and found.status != "running" and now - self._heard >= QUIET_SECONDS:
                 yield self._end(found.status)

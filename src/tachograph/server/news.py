@@ -139,17 +139,15 @@ def look(served: Served, run_id: str, since: Position, names: Sequence[str] = ()
     if first:
         news += _status(row, position)
     stored = Cursors(served.backend)
-    more = False
     for writer in sorted(served.live.writers_of(run_id)):
         rows_of = functools.partial(rows_between, served, run_id, writer, names)
         for fresh in _records(served, writer, stored, position, rows_of):
             news += fresh
             if len(news) >= MOST_ROWS:
-                more = True
-                break
-    if not first and not more:
+                return Look(news, position, row["status"], more=True)
+    if not first:
         news += _status(row, position)
-    return Look(news, position, row["status"], more)
+    return Look(news, position, row["status"], more=False)
 
 
 def key_of(writer: str) -> str:
