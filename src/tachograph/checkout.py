@@ -70,20 +70,19 @@ def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Re
 
 def _commit(tree: Mapping[str, Any], folder: Path) -> None:
     """Check a commit out into a folder; GitError where it is not to be had."""
-    commit = tree.get("commit")
-    if commit and not _COMMIT.fullmatch(commit):
-        raise GitError("what the document calls a commit is none")
+    commit = str(tree.get("commit") or "")
     if not commit:
-        raise GitError(tree.get("missing") or "nothing was committed")
+        raise GitError(str(tree.get("missing") or "nothing was committed"))
+    if not _COMMIT.fullmatch(commit):
+        raise GitError("what the document calls a commit is none")
     folder.mkdir(parents=True, exist_ok=True)
     ask(folder, "init", "-q", "--template=")
     problems = []
-    for source in (tree.get("root"), tree.get("remote")):
+    for source in filter(None, (tree.get("root"), tree.get("remote"))):
         try:
-            if source:
-                _fetch(folder, source, commit)
-                ask(folder, "checkout", "-q", "--detach", commit, timeout=SECONDS)
-                return
+            _fetch(folder, str(source), commit)
+            ask(folder, "checkout", "-q", "--detach", commit, timeout=SECONDS)
+            return
         except GitError as error:
             problems.append(str(error))
     raise GitError("; ".join(problems) or "there is no remote to have it from")

@@ -10,33 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import git
 
 from tachograph.provenance import collect as collect_sections
 from tachograph.provenance.git import collect, look
 
 SECRET = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
-    options = ["-c", "user.name=Ada", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
-    answer = subprocess.run(
-        ["git", *options, *arguments], cwd=folder, env=environment, check=True, capture_output=True
-    )
-    return answer.stdout.decode(errors="replace").strip()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    git(folder, "config", "user.name", "Ada")
-    (folder / "train.py").write_text("print(1)\n")
-    (folder / "weights.bin").write_bytes(bytes(range(256)))
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "first")
-    return folder
 
 
 def test_a_clean_tree_is_told_as_clean(repository: Path) -> None:

@@ -213,8 +213,11 @@ _PLAIN_DIFF = (
 )
 
 
-def _diff(root: Path, status: Status, content: bool) -> tuple[Document, Content | None]:
-    """Staged and unstaged changes against the last commit, of all but files of secrets."""
+def _diff(root: Path, status: Status, content: bool) -> tuple[Document | None, Content | None]:
+    """Staged and unstaged changes against the last commit, of all but files of secrets.
+
+    None where nothing is left: of a submodule only the commit counts here.
+    """
     since = "HEAD" if status.commit else "--cached"
     secret = [f":(top,exclude,literal){path}" for path in status.changed if is_secret_file(path)]
     paths = ["--", ":/", *secret] if secret else []
@@ -223,6 +226,8 @@ def _diff(root: Path, status: Status, content: bool) -> tuple[Document, Content 
         digest.update(chunk)
         size += len(chunk)
         kept += chunk[: max(0, PATCH_BYTES - len(kept))]
+    if size == 0:
+        return None, None
     facts = {"bytes": size, "sha256": digest.hexdigest()}
     if not content:
         return facts, None
