@@ -33,11 +33,11 @@ from tachograph.journal import (
     DerivedRow,
     part_path,
 )
-from tachograph.records import Batch, MetricBlock, Row, Series
+from tachograph.records import RELAY, Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
 from tachograph.wire import decode, decompress
 
-_PART = re.compile(r"(?P<writer>[0-9a-f-]{36})-(?P<part>\d{6})\.journal")
+_PART = re.compile(rf"(?P<writer>(?:{RELAY})?[0-9a-f-]{{36}})-(?P<part>\d{{6}})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")
 _SMALLEST = 13
 _LEAST_READ = 256

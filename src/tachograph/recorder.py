@@ -20,7 +20,7 @@ from tachograph.drain import delete_journal
 from tachograph.drain_thread import DrainThread, run_task
 from tachograph.identity import Identity, read_identity
 from tachograph.journal import JournalWriter, SeriesHandle
-from tachograph.records import Row, Series, uuid7
+from tachograph.records import RELAY, Row, Series, uuid7
 from tachograph.warning import forget_warnings, say, warn_once
 
 
@@ -34,10 +34,13 @@ class Recorder:
     ----------
     config : Config
         Stores, journal and durability.
+    relay : bool, default False
+        It passes on what others recorded: it is no writer that readers are told of.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, relay: bool = False) -> None:
         self.config = config
+        self._relay = relay
         self.folder: Path = registry.journal_folder(config.backend, config.journal)
         self.identity: Identity = read_identity()
         self._lock = threading.RLock()
@@ -196,7 +199,8 @@ class Recorder:
                     "boot_id": host.boot_id(),
                 }
                 journal = self._new_journal(facts)
-                self._record_writer(journal)
+                if not self._relay:
+                    self._record_writer(journal)
                 self._drain = DrainThread(self, journal)
                 self._journal = journal
             return self._journal
@@ -205,7 +209,7 @@ class Recorder:
         def make() -> JournalWriter:
             return JournalWriter(
                 self.folder,
-                uuid7(),
+                f"{RELAY}{uuid7()}" if self._relay else uuid7(),
                 facts,
                 sync_each=self.config.record.durability == "call",
                 limit_bytes=self.config.journal_limit,

@@ -205,6 +205,8 @@ TABLES: dict[str, TableSpec] = {
 STATUSES = ("running", "finished", "failed", "interrupted", "pruned", "lost")
 KINDS = ("run", "study", "trial", "fold", "candidate", "step", "validate", "test", "predict")
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+RELAY = "relay-"
+"""What ids of writers begin with that only pass on what others recorded: those of servers."""
 
 # ---------------------------------------------------------------------------- identity and time
 

@@ -263,7 +263,7 @@ class Inbox:
             delay = min(2 * delay, _LONGEST_RETRY)
 
     def _open(self) -> None:
-        recorder = Recorder(self._config)
+        recorder = Recorder(self._config, relay=True)
         journal = recorder.journal
         if recorder.folder != self._folder:  # a recorder of a training takes another one
             recorder.close()

@@ -15,7 +15,7 @@ from tachograph.errors import StoreError, TooLarge
 from tachograph.live import Cursors, LiveReader
 from tachograph.merge import matches, select
 from tachograph.query import Store
-from tachograph.records import Batch
+from tachograph.records import RELAY, Batch
 from tachograph.server.scopes import Narrowed
 from tachograph.table import Table
 
@@ -150,6 +150,7 @@ class Served:
         """What the server expects next, not what its store does: the rest is on its way."""
         stored = self.backend.read(replace(query, columns=None, order=(), limit=None))
         expected = dict(zip(stored["writer"], stored["next"], strict=True))
+        expected = {one: next_ for one, next_ in expected.items() if not one.startswith(RELAY)}
         for writer, next_ in self._inbox.known().items():
             expected[writer] = max(next_, expected.get(writer, 0))
         rows = [{"writer": writer, "next": next_} for writer, next_ in expected.items()]

@@ -223,8 +223,9 @@ class ValueLaws(StoreFixtures):
                 continue
             row: Row = {name: samples[kind] for name, kind in spec.columns.items()}
             row |= {"writer": table, "seq": 0} | ({} if spec.grows else {"deleted": 0})
-            if "run_id" in row:
-                row["run_id"] = f"run-{table}"
+            row |= {
+                name: f"run-{table}" for name in ("run_id", "parent_id", "root_id") if name in row
+            }
             backend.write(Batch(table, 0, 1, rows={table: [row]}))
             assert read_one(backend, table) == row, table
 
