@@ -6,11 +6,10 @@ whenever it is said: these are recorded as if at the start of the run, before al
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tachograph.artifacts import log_content
 from tachograph.provenance.arguments import Arguments, describe
 from tachograph.provenance.configs import ConfigFile, read
 from tachograph.redaction import redact_value
@@ -38,7 +37,7 @@ def record_given(run: Run, arguments: Arguments, changed_at: int) -> None:
     written = [read(path) for path in arguments.written]
     for file, name in _kept(files + written):
         file.document["artifact"] = name
-        _keep(run, file, name)
+        log_content(run, name, file.content or b"", kind="config")
     run.log_provenance("arguments", describe(arguments, files + written))
     rows = [
         {"path": path, "value": json_text(redact_value(path, value)), "source": source}
@@ -89,10 +88,3 @@ def _kept(files: Sequence[ConfigFile]) -> Iterator[tuple[ConfigFile, str]]:
             number += 1
         names.add(label)
         yield file, f"config/{label}"
-
-
-def _keep(run: Run, file: ConfigFile, name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, Path(name).name)
-        copy.write_bytes(file.content or b"")
-        run.log_artifact(copy, name, kind="config")

@@ -6,6 +6,7 @@ No method raises into the training unless the configuration says ``on_error = "r
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -18,11 +19,13 @@ from tachograph.current import activate, current_run, deactivate, using
 from tachograph.endings import error_data, error_line
 from tachograph.endings import status_of as status_of
 from tachograph.errors import RecordError
+from tachograph.grouping import Gathered
 from tachograph.identity import PARENT_VARIABLE
 from tachograph.journal import DerivedRow, SeriesHandle
 from tachograph.recorder import Recorder, get_recorder
 from tachograph.records import Row, Series, check_run_id
 from tachograph.run_facts import Facts, context_text, guarded
+from tachograph.run_groups import record_group
 from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}
@@ -87,6 +90,7 @@ class Run(Facts):
         self._tried: Row = {}  # the attempt's row, as far as it is known
         self._beside: origin.Beside | None = None
         self._cost: RecordingCost | None = None
+        self.gathered = Gathered()
         self._recorder.dependents.add(self)
 
     # ------------------------------------------------------------------ points
@@ -271,6 +275,7 @@ class Run(Facts):
         }
         self._rows("attempts", self._tried | ended)
         self._rows("runs", ended)
+        self._recorder.in_background(functools.partial(record_group, self))
         if not known:
             raise RecordError(f"a run ends as {', '.join(_END_STATUSES)}, not {status!r}")
 

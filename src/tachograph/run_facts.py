@@ -20,6 +20,7 @@ from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.config import Config
+    from tachograph.grouping import Gathered
     from tachograph.journal import JournalWriter, TensorHandle
     from tachograph.recorder import Recorder
 
@@ -65,6 +66,7 @@ class Facts:
     config: Config
     _owner: int | None
     _recorder: Recorder
+    gathered: Gathered
     _tensor_handles: dict[int, tuple[tuple[TensorKey, ...], JournalWriter, TensorHandle]]
 
     @guarded
@@ -278,6 +280,8 @@ class Facts:
             rows = tuple(
                 {key: _free_text(key, value) for key, value in row.items()} for row in rows
             )
+        if self._owner == os.getpid():
+            self.gathered.add(table, rows)
         common = {"run_id": self.run_id, "changed_at": self._recorder.change_us()}
         self._recorder.rows(table, [common | row for row in rows])
 

@@ -17,6 +17,7 @@ from tachograph.provenance.configs import ConfigFile, is_config, read
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
 from tachograph.provenance.shell import shell_kind
 from tachograph.redaction import REDACTED, secret_arguments
+from tachograph.secret_files import is_secret_file
 from tachograph.values import flatten, plain
 
 MAX_FILES = 20
@@ -105,7 +106,8 @@ def _existing(words: Iterable[str]) -> list[Path]:
         paths = dict.fromkeys(os.path.abspath(word) for word in words if is_config(word))
     except OSError:  # the working directory is gone
         return []
-    return [Path(path) for path in paths if os.path.isfile(path)][:MAX_FILES]
+    found = (path for path in paths if os.path.isfile(path) and not is_secret_file(path))
+    return [Path(path) for path in found][:MAX_FILES]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,0 +1,200 @@
+"""Which runs differ in nothing but the seed: they have the same group id.
+
+A digest over the code, the digests of the data, the parameters without seeds, kind and framework.
+Not over the environment: the same training on another machine is in the same group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from tachograph.records import Row
+from tachograph.values import json_text
+
+UNGROUPED = frozenset({"fold", "step"})
+"""Kinds of runs that are parts of one training."""
+
+_SEED = re.compile(
+    r"(^|[._-])(p?rng|seeds?|random_?(state|seed)|prng_?key)($|[._-])|(^|\.)generator\.state$",
+    re.IGNORECASE,
+)
+_NO_CAUSE = re.compile(  # results, and where they go
+    r"(^|\.)best\..*|study_name|storage\..*"
+    r"|(.*\.)?(run|exp|experiment)_?(name|id)"
+    r"|(.*\.)?(default_root|out|output|log|logging|save|results?|checkpoint|ckpt|run|work"
+    r"|tensorboard|tb)_?(dir|directory|folder|path)",
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
+_GIVEN = ("argv", "config file", "user")
+_CODE = ("source", "notebook", "git", "argv", "arguments")
+
+
+def is_seed(path: str) -> bool:
+    """Whether a parameter or flag of that name is a seed, or the state of a generator."""
+    return _SEED.search(path.strip("-").replace("__", ".")) is not None
+
+
+class Gathered:
+    """What a run has recorded, as far as its group depends on it.
+
+    Attributes
+    ----------
+    parts : dict of str to str
+        Of runs that are part of this one and have ended, id to digest of what is their own.
+    is_complete : bool
+        Whether this run has ended, and all that it gathered in the background is here.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.is_complete = False
+        self._params: dict[str, tuple[str, str]] = {}
+        self._documents: dict[str, str] = {}
+        self._framework = ""
+        self._is_given = False
+
+    def add(self, table: str, rows: Iterable[Row]) -> None:
+        """Take note of rows that the run records; the later of two for one key counts."""
+        for row in rows:
+            if table == "params":
+                self._add_param(row)
+            elif table == "provenance" and _counts(row["section"]):
+                self._documents[row["section"]] = row["document"]
+            elif table == "runs" and "run_id" not in row:  # else it is said of a part
+                self._framework = row.get("framework") or self._framework
+                self._is_given = self._is_given or row.get("group_id") is not None
+
+    def _add_param(self, row: Row) -> None:
+        if "changed_at" in row:  # said of the start: all others count for more
+            self._params.setdefault(row["path"], (row["value"], row["source"]))
+        else:
+            self._params[row["path"]] = row["value"], row["source"]
+
+    def own(self, kind: str) -> str | None:
+        """Digest of what is this run's own; None where it has no group, or the user gave it one."""
+        if self._is_given or kind in UNGROUPED:
+            return None
+        values = {path: value for path, (value, _) in self._params.items()}
+        return own_digest(kind, self._framework, values, self._read("data."))
+
+    def around(self) -> str:
+        """Digest of what the runs that are part of this one share with it."""
+        given = {path: v for path, (v, source) in self._params.items() if source in _GIVEN}
+        return _digest([code_digest(self._read(*_CODE)), _causes(given)])
+
+    def code(self) -> str:
+        """Digest of the code that ran."""
+        return code_digest(self._read(*_CODE))
+
+    def _read(self, *names: str) -> dict[str, Any]:
+        return {
+            section: json.loads(text)
+            for section, text in self._documents.items()
+            if section.startswith(names)
+        }
+
+
+def group_id(code: str, own: str) -> str:
+    """The id of a group.
+
+    Parameters
+    ----------
+    code : str
+        Digest of the code; for a run that is part of another, `Gathered.around` of that one.
+    own : str
+        See `own_digest`.
+    """
+    return _digest([code, own])[:32]
+
+
+def own_digest(
+    kind: str, framework: str, params: Mapping[str, str], documents: Mapping[str, Any]
+) -> str:
+    """Digest of what a run does: kind, framework, parameters (as JSON texts) and data."""
+    data = {
+        section: _data(document)
+        for section, document in documents.items()
+        if section.startswith("data.")
+    }
+    return _digest([kind, framework, _causes(params), data])
+
+
+def code_digest(documents: Mapping[str, Any]) -> str:
+    """Digest of the code, and of arguments that no parser was seen to read."""
+    return _digest([_code(documents), _arguments(documents)])
+
+
+def _counts(section: str) -> bool:
+    return section in _CODE or section.startswith("data.")
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json_text(facts).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------- parts
+
+
+def _causes(params: Mapping[str, str]) -> dict[str, str]:
+    return {
+        path: _ADDRESS.sub("0x", value)
+        for path, value in params.items()
+        if not is_seed(path) and not _NO_CAUSE.fullmatch(path)
+    }
+
+
+def _code(documents: Mapping[str, Any]) -> Any:
+    """The files that ran; where these are not known, the commit with what was changed since."""
+    source, git = documents.get("source", {}), documents.get("git", {})
+    files = {
+        path: facts.get("sha256")
+        for path, facts in source.get("files", {}).items()
+        if facts.get("role") != "configuration"  # its values are parameters
+    }
+    cells = [cell.get("source") for cell in documents.get("notebook", {}).get("cells", ())]
+    if files or cells:
+        return [files, cells]
+    return [git.get("commit"), (git.get("diff") or {}).get("sha256")]
+
+
+def _arguments(documents: Mapping[str, Any]) -> Any:
+    arguments, argv = documents.get("arguments", {}), documents.get("argv", {})
+    unread = [
+        file["sha256"]
+        for file in arguments.get("files", ())
+        if "missing" in file and file.get("sha256")
+    ]
+    if any(one.get("values") for one in arguments.get("parsed", ())):
+        return unread
+    whole = "original_argv" if argv.get("started_by") == "command" else "argv"
+    return [list(_without_seeds(argv.get(whole, [])[1:])), unread]
+
+
+def _without_seeds(argv: Iterable[str]) -> Iterator[str]:
+    skip = False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        if skip or is_seed(name):
+            skip = not skip and not equals and name.startswith("-")
+        else:
+            yield argument
+
+
+def _data(document: Any) -> Any:
+    """The digests in a document on data, by their place; without any, what else it says."""
+    found = dict(_digests(document, ""))
+    return found or document
+
+
+def _digests(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key == "digest":
+                yield path, item
+            else:
+                yield from _digests(item, f"{path}.{key}")
