@@ -158,7 +158,7 @@ class _Server(uvicorn.Server):
 
 def _check_places(settings: ServerSettings) -> None:
     for url in settings.stores:
-        if url.startswith(("http:", "https:")):
+        if registry.is_server(url):
             raise ConfigError(f"{url} is a server itself; give the store that this one writes to")
     folders = [settings.folder, *filter(None, map(registry.store_folder, settings.stores))]
     for folder in folders:
