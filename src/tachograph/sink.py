@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tachograph import registry
 from tachograph.errors import AccessDenied, Busy, Gap, TachographError
-from tachograph.journal_reader import JournalReader, first_record
+from tachograph.journal_reader import JournalReader, first_record, list_journals
 from tachograph.records import Batch
 from tachograph.warning import warn_once
 
@@ -211,7 +211,7 @@ class Sink:
             if own and expected < self.confirmed:
                 raise Gap(self._writer, expected, self.confirmed)
         except Gap:
-            if self._is_copy and not own:
+            if self._is_copy and not own and not self._comes_first():
                 leaves_out(self.url)
                 return True
             if not self._go_back(backend):
@@ -223,6 +223,10 @@ class Sink:
         self.problem = None  # already now: who waits for the rest sees that it is on its way
         self._backoff.succeeded()
         return True
+
+    def _comes_first(self) -> bool:
+        """Whether other journals lie here, which may hold what this one goes on from."""
+        return any(writer != self._writer for writer in list_journals(self._folder))
 
     def _go_back(self, backend: Backend) -> bool:
         """Read again what a store has lost that was put back from a backup.

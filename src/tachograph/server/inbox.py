@@ -117,7 +117,8 @@ class Inbox:
             if not gap and mark.next < batch.next and batch.first < batch.next:
                 self._take(body, batch, mark)
             elif batch.heartbeat is not None and mark.next:
-                self._heartbeats[batch.writer] = batch.heartbeat
+                seen = self._heartbeats.get(batch.writer, 0)
+                self._heartbeats[batch.writer] = max(seen, batch.heartbeat)
             expected, position, failures = mark.next, mark.position, self._commit.failures
         try:
             self._commit.wait(position, failures)
@@ -159,6 +160,11 @@ class Inbox:
         """What the first store does not have yet, as `live.LiveReader` asks for it."""
         tails = self._tails
         return tails.read() if tails is not None else ()
+
+    def heartbeats(self) -> list[Batch]:
+        """Signs of life that are not on their way to the stores yet, as empty batches."""
+        with self._lock:
+            return [Batch(writer, 0, 0, heartbeat=at) for writer, at in self._heartbeats.items()]
 
     @property
     def behind(self) -> bool:
