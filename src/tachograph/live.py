@@ -220,7 +220,8 @@ class _Tail:
             for batch in batches
             if batch.next > self.cursors[batch.writer]
         ]
-        self.heartbeats = {b.writer: b.heartbeat for b in batches if b.heartbeat is not None}
+        beats = sorted((b.heartbeat, b.writer) for b in batches if b.heartbeat is not None)
+        self.heartbeats = {writer: beat for beat, writer in beats}  # the latest of each
         self.run_ids = self._run_ids()
         self.changed_runs: list[Row] | None = None
 

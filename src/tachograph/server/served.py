@@ -73,6 +73,7 @@ class Served:
         self._flush = flush
         self._rows = rows
         self.live = LiveReader(backend, self._tails)
+        self._beating = LiveReader(backend, self._tails_and_heartbeats)
         self._read = self._complete
         if grant is not None and not grant.covers_all:
             self._read = Narrowed(self._complete, grant.projects or ()).read
@@ -129,7 +130,7 @@ class Served:
     def _rows_of(self, query: Query) -> Table:
         if query.raw and self._may_be_on_its_way(query):  # that is read from the store alone
             self._flush()
-        return self.live.read(query)
+        return (self._beating if query.table == "writers" else self.live).read(query)
 
     def _tails(self, cursors: Mapping[str, int]) -> Iterable[Batch]:
         behind = self._inbox.behind
@@ -137,6 +138,9 @@ class Served:
         if behind or self._inbox.behind:  # too much to be held: there is what the store has
             self.marks = {}
         return batches
+
+    def _tails_and_heartbeats(self, cursors: Mapping[str, int]) -> Iterable[Batch]:
+        return [*self._tails(cursors), *self._inbox.heartbeats()]
 
     def _may_be_on_its_way(self, query: Query) -> bool:
         """Whether some of the rows may be received, and not in the store."""
