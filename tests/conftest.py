@@ -27,10 +27,11 @@ def fresh_process() -> Iterator[None]:
     warning.forget_warnings()
     for name in _VARIABLES:
         os.environ.pop(name, None)
+    before = set(recorder._recorders)  # those of servers that several tests share
     yield
     for run in list(open_runs):
         run.finish(wait=False)
-    for made in list(recorder._recorders):
+    for made in set(recorder._recorders) - before:
         made.close(1.0)
     recorder._by_destination.clear()
     for name in _VARIABLES:

@@ -143,6 +143,8 @@ def select(query: Query, rows: Iterable[Row]) -> Table:
 @lru_cache
 def like_pattern(pattern: str) -> re.Pattern[str]:
     """What SQL's LIKE accepts, case-sensitive: `%` is any text, `_` any character."""
+    if not isinstance(pattern, str):
+        raise TypeError("'like' takes a text")
     first, *parts = (
         "".join("." if c == "_" else re.escape(c) for c in part) for part in pattern.split("%")
     )

@@ -53,7 +53,7 @@ def query_from_json(document: Any) -> Query:
         raise QueryError("'raw' is true or false")
     columns = document.get("columns")
     query = Query(
-        _text("table", document.get("table")),
+        text_of("table", document.get("table")),
         conditions_from_json(document.get("where", ())),
         None if columns is None else _texts("columns", columns),
         _texts("order", document.get("order", ())),
@@ -90,13 +90,14 @@ def _condition(entry: Any) -> Condition:
         raise QueryError(f"{value!r:.80} is nothing to compare a column with")
     for one in constants:
         if isinstance(one, str):
-            _text("value", one)
+            text_of("value", one)
     if any(isinstance(one, int) and not -(1 << 63) <= one < 1 << 63 for one in constants):
         raise QueryError(f"{value!r:.80} does not fit into 64 bits")
-    return Condition(_text("column", column), _text("operator", operator), value)  # type: ignore[arg-type]
+    return Condition(text_of("column", column), text_of("operator", operator), value)  # type: ignore[arg-type]
 
 
-def _text(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
+    """A value that is text; QueryError where it is none, or has half a character."""
     if not isinstance(value, str):
         raise QueryError(f"{name!r} is text, not {value!r:.40}")
     try:
@@ -109,7 +110,7 @@ def _text(name: str, value: Any) -> str:
 def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list | tuple):
         raise QueryError(f"{name!r} is a list of texts, not {value!r:.40}")
-    return [_text(name, one) for one in value]
+    return [text_of(name, one) for one in value]
 
 
 # ---------------------------------------------------------------------------- tables

@@ -27,7 +27,7 @@ from tachograph.server.access import Admin, Overseer, Reader
 from tachograph.server.asking import Found, answer_table, read_document, refuse_unknown
 from tachograph.server.served import Served
 from tachograph.wire_json import read_json
-from tachograph.wire_tables import conditions_from_json, query_from_json
+from tachograph.wire_tables import conditions_from_json, query_from_json, text_of
 
 SQL_BYTES = 256 << 20
 """Memory that the answer to one SELECT may take, about."""
@@ -77,11 +77,7 @@ def _rows(served: Served, query: TableQuery) -> Found:
 async def sql(request: Request, grant: Overseer) -> Response:
     """Rows of a SELECT over the tables. Only for tokens of all projects."""
     asked = await read_document(request, "text", "parameters")
-    text, parameters = asked["text"], asked.get("parameters", [])
-    if not isinstance(text, str) or not isinstance(parameters, list):
-        raise WireError("'text' is text and 'parameters' is a list")
-    if not all(one is None or isinstance(one, str | int | float) for one in parameters):
-        raise WireError("a parameter is text, a number, true, false or null")
+    text, parameters = text_of("text", asked["text"]), _parameters(asked.get("parameters", []))
     readers = request.app.state.server.readers
 
     def work(served: Served) -> Found:
@@ -96,6 +92,17 @@ async def sql(request: Request, grant: Overseer) -> Response:
         return Found(found, {})
 
     return await answer_table(request, grant, work, heavy=True)
+
+
+def _parameters(given: Any) -> list[str | int | float | None]:
+    if not isinstance(given, list):
+        raise QueryError("'parameters' is a list")
+    for one in given:
+        if isinstance(one, str):
+            text_of("parameter", one)
+        elif not (one is None or isinstance(one, int | float)):
+            raise QueryError("a parameter is text, a number, true, false or null")
+    return given
 
 
 @router.post(
