@@ -349,7 +349,8 @@ SETTINGS: tuple[Setting, ...] = (
     _record(
         "code",
         _choice("snapshot", "allow", "refuse"),
-        "Uncommitted work: record the difference, say only that there is some, or do not start.",
+        "The code: keep it with what is not committed, record facts alone, or do not start with"
+        " uncommitted work.",
     ),
     _record("on_error", _choice("warn", "raise"), "Whether recording may ever stop a training."),
     _record("console", _BOOLEAN, "Keep what the run prints."),
