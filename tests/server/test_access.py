@@ -39,7 +39,7 @@ def routes(owner: FastAPI | APIRouter) -> Iterator[tuple[str, str, Route]]:
             yield method, path, route
 
 
-def headers(token: str) -> dict[str, str]:
+def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -86,7 +86,7 @@ def test_each_route_needs_its_right(
             continue
         right = right_of(route)
         assert right is not None, f"{method} {path} asks for no right"
-        answer = client.request(method, path, headers=headers(without[right]))
+        answer = client.request(method, path, headers=bearer(without[right]))
         assert answer.status_code == 403, f"{method} {path}"
         assert method == "HEAD" or f"no right to {right}" in answer.json()["error"]["message"]
 
@@ -111,8 +111,8 @@ def test_figures_are_for_tokens_of_all_projects(client: TestClient, tokens: Toke
     """They tell of every project."""
     some = tokens.create("some", rights=["read"], projects=["churn"])
     every = tokens.create("every", rights=["read"])
-    assert client.get("/metrics", headers=headers(some)).status_code == 403
-    assert client.get("/metrics", headers=headers(every)).status_code == 200
+    assert client.get("/metrics", headers=bearer(some)).status_code == 403
+    assert client.get("/metrics", headers=bearer(every)).status_code == 200
 
 
 # ---------------------------------------------------------------------------- how it is given
@@ -163,12 +163,12 @@ def test_a_token_that_ends_is_refused_with_the_next_request(
     gone = tokens.create("gone", rights=["read"])
     ends = time.time() + 3600
     short = tokens.create("short", rights=["read"], expires=ends)
-    assert client.get("/metrics", headers=headers(gone)).status_code == 200
-    assert client.get("/metrics", headers=headers(short)).status_code == 200
+    assert client.get("/metrics", headers=bearer(gone)).status_code == 200
+    assert client.get("/metrics", headers=bearer(short)).status_code == 200
     tokens.revoke("gone")
     monkeypatch.setattr(time, "time", lambda: ends)
     for secret in (gone, short):
-        answer = client.get("/metrics", headers=headers(secret))
+        answer = client.get("/metrics", headers=bearer(secret))
         assert answer.status_code == 401
         assert "revoked or expired" in answer.json()["error"]["message"]
 
@@ -179,9 +179,11 @@ def test_a_token_in_the_address_is_refused(
 ) -> None:
     """Addresses end in logs and histories: 400 that says so, and our log does not have it."""
     caplog.set_level(logging.DEBUG)
-    answer = client.get(f"/metrics?{name}=tacho_verysecret")
-    assert answer.status_code == 400
-    assert "never goes into a URL" in answer.json()["error"]["message"]
+    for authorization in (client.headers["Authorization"], ""):
+        headers = {"Authorization": authorization}
+        answer = client.get(f"/metrics?{name}=tacho_verysecret", headers=headers)
+        assert answer.status_code == 400
+        assert "never goes into a URL" in answer.json()["error"]["message"]
     server_lines = [r for r in caplog.records if r.name.startswith(("tachograph", "uvicorn"))]
     assert server_lines
     assert "verysecret" not in answer.text + "".join(str(vars(r)) for r in server_lines)

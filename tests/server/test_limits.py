@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from tachograph.errors import Busy
+from tachograph.server import limits as module
 from tachograph.server.answers import Refusal
 from tachograph.server.app import make_app
 from tachograph.server.limits import Intake, read_body
@@ -119,8 +120,10 @@ def test_an_encoding_that_is_not_known_is_said_to_be(echo: TestClient, encoding:
 # ---------------------------------------------------------------------------- all requests
 
 
-def test_requests_hold_together_no_more_than_the_limit() -> None:
+def test_requests_hold_together_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes when others hold it all waits for a moment, and is told to come again."""
+
+    monkeypatch.setattr(module, "_WAIT", 0.3)
 
     async def scene() -> None:
         intake = Intake(LIMITS)
@@ -137,7 +140,7 @@ def test_requests_hold_together_no_more_than_the_limit() -> None:
         started = time.monotonic()
         with pytest.raises(Busy):
             await intake.reserve(first, 80_000)
-        assert 1.0 < time.monotonic() - started < 5.0
+        assert 0.25 < time.monotonic() - started < 5.0
         intake.release(second)
         intake.release(second)  # what is given back twice is counted once
         assert intake.bytes == 0

@@ -120,7 +120,7 @@ def serve(
 def _announce(url: str, settings: ServerSettings, behind_proxy: bool) -> None:
     tokens = Tokens(settings.folder)
     wildcard = re.search(r"//(0\.0\.0\.0|\[::\]):", url)
-    reached = url.replace(wildcard[1], socket.getfqdn()) if wildcard else url
+    reached = url.replace(wildcard[1], socket.gethostname()) if wildcard else url
     lines = [f"listening on {url}"]
     if not tokens.all():
         secret = tokens.create("admin", rights=("admin",))

@@ -182,8 +182,6 @@ class Exchange:
 def _check(exchange: Exchange) -> None:
     """Refuse what no route should see."""
     scope = exchange.scope
-    if scope["path"] not in OPEN_PATHS:
-        exchange.state["grant"] = grant_of(exchange.headers, scope["app"].state.server.tokens)
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     if any(name.lower() in ("token", "access_token") for name, _ in query):
         raise Refusal(
@@ -192,6 +190,8 @@ def _check(exchange: Exchange) -> None:
             "a token never goes into a URL, which logs and histories keep; revoke this one, and"
             " send the next as Authorization: Bearer <token>",
         )
+    if scope["path"] not in OPEN_PATHS:
+        exchange.state["grant"] = grant_of(exchange.headers, scope["app"].state.server.tokens)
     site = exchange.headers.get("sec-fetch-site", "none")
     if scope["method"] not in ("GET", "HEAD") and site not in ("none", "same-origin"):
         # A browser that knows the token from Basic sends it along with other sites' forms.
