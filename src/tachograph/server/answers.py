@@ -86,7 +86,7 @@ def answer(error: Refusal | TachographError) -> JSONResponse | None:
         return None
     more: dict[str, Any] = {"expected": error.expected} if isinstance(error, Gap) else {}
     wait = error.retry_after if isinstance(error, Busy) else 5.0
-    headers = {"Retry-After": str(math.ceil(wait))} if found[0] == 503 else None
+    headers = {"Retry-After": str(math.ceil(wait))} if found[0] in (503, 507) else None
     return error_answer(*found, str(error), headers, **more)
 
 

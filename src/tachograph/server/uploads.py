@@ -199,13 +199,14 @@ async def _pieces(request: Request, seconds: float) -> AsyncIterator[bytes]:
             problem = error
         else:
             buffer += chunk or b""
-            if chunk is None or len(buffer) >= _PIECE:
-                yield bytes(buffer)
-                buffer.clear()
+            while len(buffer) >= _PIECE:
+                yield bytes(buffer[:_PIECE])
+                del buffer[:_PIECE]
             if chunk is None:
-                return
+                break
     yield bytes(buffer)
-    raise problem
+    if problem is not None:
+        raise problem
 
 
 @contextlib.contextmanager
