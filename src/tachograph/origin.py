@@ -73,7 +73,7 @@ class Beside:
         self._recorder.in_background(record)
 
     def _record_rest(self) -> None:
-        if self._code is not None:
+        if self._code is not None and self._run.started_here:
             self._code.record_rest()
 
     def tick(self) -> None:

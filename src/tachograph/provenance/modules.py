@@ -30,14 +30,10 @@ def _environment() -> tuple[str, ...]:
     """Beginnings of paths; not `sys.prefix`, which may be `/usr`, or the project itself."""
     paths = sysconfig.get_paths()
     found = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
-    found |= {site.getusersitepackages(), os.path.dirname(sys.executable), *_standard_library()}
-    found |= {os.path.realpath(path) for path in found}
+    found |= {os.path.dirname(os.__file__), os.path.dirname(sys.executable or "")}
+    found |= {site.getusersitepackages() or ""}
+    found |= {os.path.realpath(path) for path in found if path}  # also where links lead
     return tuple(sorted(path + os.sep for path in found if len(path) > 1))
-
-
-def _standard_library() -> set[str]:
-    """Where it really lies: a virtual environment, or a link, may say otherwise."""
-    return {os.path.dirname(os.__file__), os.path.dirname(os.path.realpath(os.__file__))}
 
 
 # ---------------------------------------------------------------------------- imported files

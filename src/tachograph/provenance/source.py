@@ -216,9 +216,10 @@ _looks: dict[tuple[str, bool], tuple[float, Look]] = {}
 def _recent_look(root: str, content: bool) -> Look:
     started = time.monotonic()
     for key in [key for key, (until, _) in _looks.items() if until < started]:
-        del _looks[key]
-    if (root, content) in _looks:
-        return _looks[root, content][1]
+        _looks.pop(key, None)
+    known = _looks.get((root, content))
+    if known is not None:
+        return known[1]
     found = look(root, content=content)
     ended = time.monotonic()
     until = ended + min(_LOOK_SECONDS, _LOOK_SHARE * (ended - started))
