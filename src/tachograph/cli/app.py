@@ -12,6 +12,7 @@ from tachograph import __version__
 from tachograph.cli import (
     demo,
     editing,
+    exporting,
     keeping,
     login,
     plotting,
@@ -32,7 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (reading, tailing, tensors, plotting, editing, sending, keeping, serving, login, demo):
+for group in (
+    *(reading, tailing, tensors, plotting, exporting),
+    *(editing, sending, keeping, serving, login, demo),
+):
     group.register(app)
 
 
