@@ -125,12 +125,15 @@ def _answers(given: dict[str, Any], path: str, method: str, need: Needs | None) 
     found.pop("422", None)  # FastAPI's own for a parameter that is not as described: 400 here
     if method != "get":
         found.pop("304", None)
+    error = {JSON: {"schema": reference("Error")}}
+    found = dict(sorted(found.items())) | {"default": {"description": "Another.", "content": error}}
     for answer in found.values():
+        if method == "head":
+            answer.pop("content", None)
         for content in answer.get("content", {}).values():
             if "$ref" in content.get("schema", {}):  # what a route says, not its annotation
                 content["schema"] = {"$ref": content["schema"]["$ref"]}
-    error = {JSON: {"schema": reference("Error")}}
-    return {**dict(sorted(found.items())), "default": {"description": "Another.", "content": error}}
+    return found
 
 
 def _complete_parameters(operation: dict[str, Any]) -> None:
