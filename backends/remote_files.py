@@ -126,7 +126,7 @@ class _Upload:
         self._path = path
         self._route = f"/artifacts/{sha256}"
         self._size = path.stat().st_size
-        self._pace = Pace(size=1 << 20, least=1 << 14, most=8 << 20, seconds=2.0)
+        self._pace = Pace(size=1 << 20, least=1 << 14, most=4 << 20, seconds=1.0)
 
     def run(self) -> str:
         """Send what the server does not have; return the URI."""

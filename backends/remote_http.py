@@ -40,6 +40,7 @@ PROTOCOL = 1
 
 _HEADER = "Tachograph-Protocol"
 _ERROR_BYTES = 1 << 16  # of the body of an error; whoever sends more is no server of ours
+_PIECE = 1 << 16
 _BUSY = (429, 502, 503, 504, 507)  # 502 and 504 come from a proxy whose server is away
 
 
@@ -152,24 +153,10 @@ class Connection:
         """
         import httpx
 
-        wanted = {_HEADER: str(PROTOCOL), **(headers or {})}
+        send = functools.partial(self._send, method, path, patience, headers, params, content)
         started = time.monotonic()
         try:
             with self._limited(patience.total):
-                client = self._connect()
-
-                def send() -> httpx.Response:
-                    request = client.build_request(
-                        method,
-                        f"{self.url}/v1{path}",
-                        headers=wanted | self._authorization(),
-                        params=params,
-                        content=content,
-                        timeout=httpx.Timeout(patience.silence, connect=patience.connect),
-                        extensions={"trace": self._note_socket},
-                    )
-                    return client.send(request, stream=True, follow_redirects=False)
-
                 response = send()
                 if response.status_code == 401 and self._has_new_token():
                     response.close()
@@ -194,6 +181,33 @@ class Connection:
             client.close()
 
     # ------------------------------------------------------------------ inside
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        patience: Patience,
+        headers: Mapping[str, str] | None,
+        params: Any,
+        content: bytes | None,
+    ) -> httpx.Response:
+        """Send a request; return when the head of its answer is there."""
+        import httpx
+
+        client = self._connect()
+        sent = {_HEADER: str(PROTOCOL), **(headers or {}), **self._authorization()}
+        if content is not None:
+            sent["Content-Length"] = str(len(content))
+        request = client.build_request(
+            method,
+            f"{self.url}/v1{path}",
+            headers=sent,
+            params=params,
+            content=None if content is None else _in_pieces(content),
+            timeout=httpx.Timeout(patience.silence, connect=patience.connect),
+            extensions={"trace": self._note_socket},
+        )
+        return client.send(request, stream=True, follow_redirects=False)
 
     def _connect(self) -> httpx.Client:
         if self._closed:
@@ -341,6 +355,16 @@ def to_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise QueryError(f"this cannot be sent to a server: {error}") from error
+
+
+def _in_pieces(content: bytes) -> Iterator[bytes]:
+    """A body that httpx takes bit by bit.
+
+    Its requests and answers refer to each other, so they live until the garbage collector comes
+    by: with the whole body in them these would be the last hundred megabytes of a large file.
+    """
+    for start in range(0, len(content), _PIECE):
+        yield content[start : start + _PIECE]
 
 
 def _said(response: httpx.Response) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Pace:
 
     def failed(self, sent: int) -> None:
         """Learn from a request that was not done in time, or was cut: send half of that."""
-        if 2 * sent >= self.size:
+        if sent >= self.least:  # else it was not the size
+            self.size = min(self.size, sent)
             self._scale(0.5)
 
     def refused(self, sent: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "server"))  # for `import faulty`
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "server")]
+pytest.register_assert_rewrite("remote_contract")
 
 Handler = Callable[[socket.socket], None]
 
@@ -98,6 +99,29 @@ def server_thread() -> Iterator[ServerThread]:
     thread = ServerThread()
     yield thread
     thread.stop()
+
+
+@pytest.fixture
+def start(
+    server_thread: ServerThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
+    """Starts a real server: ``start("sqlite", answer_rows=100)`` gives its URL."""
+    from tachograph.server.app import make_app
+    from tachograph.server.settings import Limits, ServerSettings
+    from tachograph.server.tokens import Tokens
+
+    token = Tokens(tmp_path / "server").create("admin", rights=("admin",))
+    monkeypatch.setenv("TACHOGRAPH_TOKEN", token)
+    with contextlib.ExitStack() as stack:
+
+        def begin(scheme: str, **limits: int) -> str:
+            made = ServerSettings(
+                (f"{scheme}:///{tmp_path}/store/runs.db",), tmp_path / "server", Limits(**limits)
+            )
+            url: str = stack.enter_context(server_thread.running(make_app(made)))
+            return url
+
+        yield begin
 
 
 # ---------------------------------------------------------------------------- bad ones

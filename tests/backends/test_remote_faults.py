@@ -12,13 +12,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tachograph.backends import remote, remote_http
+from tachograph.backends.base import Query
 from tachograph.backends.remote import RemoteBackend
 from tachograph.backends.remote_http import Dropped, Patience, Slow
 from tachograph.errors import AccessDenied, Busy, Full, Gap, StoreError, StoreTooNew
@@ -358,3 +359,67 @@ def test_token_on_this_machine_goes_past_a_proxy(
     assert b"POST http://tachograph.invalid/v1/batches" in proxy.requests[0]
     for one in (backend, far):
         one.close()
+
+
+# ---------------------------------------------------------------------------- nothing lost
+
+
+@pytest.mark.parametrize("fault", ["refusing", "hanging", "broken", "full", "expired", "cut"])
+def test_records_arrive_once_when_the_fault_is_over(
+    start: Callable[..., str], faulty: Callable[..., Any], fault: str
+) -> None:
+    """Sent again and again as a drain does: no record is missing, none is there twice."""
+    port, prefix = start("sqlite").removeprefix("http://127.0.0.1:").split("/")
+    bad = faulty(fault, int(port))
+    for heal in (False, False, True):
+        if heal:
+            bad.heal()
+        backend = RemoteBackend(f"{bad.url}/{prefix}", create=True)
+        remote._pace_of(backend.url).size = 4_000  # several requests a batch
+        for first, next in ((0, 300), (0, 300), (200, 500)):
+            with nullcontext() if heal else pytest.raises(StoreError), within(3):
+                assert backend.write(points("w", first, next)) == next
+        backend.close()
+    assert stored(f"http://127.0.0.1:{port}/{prefix}") == [(seq, float(seq)) for seq in range(500)]
+
+
+def stored(url: str) -> list[tuple[int, float]]:
+    """Number and value of every point on a server."""
+    backend = RemoteBackend(url)
+    found = backend.read(Query("all_metrics", columns=["seq", "value"], order=["seq"]))
+    backend.close()
+    return [*zip(found["seq"], found["value"], strict=True)]
+
+
+def test_slow_line_gets_everything_through(
+    start: Callable[..., str], faulty: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 1 kB/s both ways each attempt brings something there, and the next one goes on behind."""
+    monkeypatch.setattr(remote, "WRITING", Patience(connect=1.0, silence=1.5, total=2.5))
+    port, prefix = start("sqlite").removeprefix("http://127.0.0.1:").split("/")
+    backend = RemoteBackend(f"{faulty('slow', int(port)).url}/{prefix}", create=True)
+    noise = random.Random(0)
+    block = make_block("r", {"loss": [noise.random() for _ in range(400)]})
+    batch = make_batch("w", 0, blocks=[block])
+    remote._pace_of(backend.url).least = 2_000
+    attempts, done = 0, 0
+    while done < 400:
+        attempts += 1
+        assert attempts <= 6
+        with suppress(Slow):
+            done = backend.write(batch)
+    assert attempts > 1
+    backend.close()
+    assert [seq for seq, _ in stored(f"http://127.0.0.1:{port}/{prefix}")] == list(range(400))
+
+
+def test_share_that_is_used_up_costs_time_and_nothing_else(start: Callable[..., str]) -> None:
+    """A batch of several requests gets through a limit that allows one at a time."""
+    url = start("sqlite", token_points=2)  # a second, over a minute: 120
+    backend = RemoteBackend(url, create=True)
+    remote._pace_of(url).size = 4_000
+    with pytest.raises(Busy) as caught:
+        backend.write(points("w", 0, 300))
+    assert 0 < caught.value.retry_after <= 60
+    backend.close()
+    assert 0 < len(stored(url)) < 300
