@@ -90,7 +90,8 @@ def test_what_is_kept_arrives_everywhere_and_is_removed(
     keep: Keep, folder: Path, urls: tuple[str, str]
 ) -> None:
     """A store that is away gets it later, when the other has had it long since."""
-    sha256 = keep(b"checkpoint", *urls)
+    sha256 = keep(b"checkpoint", urls[0])
+    assert keep(b"checkpoint", urls[1]) == sha256
     assert outbox.send(folder, urls[:1]) == {}
     assert content_in(urls[0], sha256) == b"checkpoint"
     assert outbox.waiting(folder) == [outbox.Parcel(sha256, 10, (urls[1],))]
@@ -255,7 +256,7 @@ def test_a_kill_loses_nothing_that_was_kept(
 
 def settings(tmp_path: Path, *urls: str, **more: object) -> dict[str, object]:
     """A configuration with these stores and a journal in the folder."""
-    record = {"system": False, "exit_deadline": 5.0}
+    record = {"system": False, "exit_deadline": 5.0, "code": "allow"}  # it is a file too
     return {"backend": [*urls], "journal": str(tmp_path / "journal"), "record": record} | more
 
 
