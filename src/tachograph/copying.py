@@ -150,6 +150,7 @@ class _Copy:
         self._sent = dict(self._had)
         self._targets: dict[tuple[str, str], str] = {}
         self._runs_of: dict[str, set[str]] = {}
+        self._choice = "\n".join(sorted(chosen or ()))
         if chosen is not None:
             self._runs_of = _runs_by_writer(source, chosen)
             self._ends = {one: end for one, end in self._ends.items() if one in self._runs_of}
@@ -202,31 +203,29 @@ class _Copy:
 
     def _start(self, writer: str) -> int:
         """The first record of a writer that the destination may not have."""
-        derived = (self._derived(writer, run_id) for run_id in self._runs_of.get(writer, ()))
-        had = min((self._had.get(one, 0) for one in derived), default=0)
-        return max(had, self._had.get(writer, 0))
+        had = self._had.get(writer, 0)
+        return had if self.chosen is None else max(had, self._had.get(self._marker(writer), 0))
+
+    def _marker(self, writer: str) -> str:
+        """A writer without rows, whose cursor says how far a copy of these runs has got."""
+        return derived_id(writer, self._choice)
 
     def _page(self, first: Mapping[str, int]) -> _Page:
         return _Page(first, {writer: self._ends[writer] for writer in first})
 
     def _batches(self, page: _Page) -> Iterator[Batch]:
-        points: dict[str, list[_Point]] = {}
-        for point in self._points(page):
-            if target := self._target(*point[:3]):
-                points.setdefault(target, []).append(point)
-        rows: dict[str, dict[str, list[Row]]] = {}
-        for table, row in self._rows(page):
-            if target := self._target(row["writer"], row["seq"], row["run_id"]):
-                changed = row | {"writer": target}
-                rows.setdefault(target, {}).setdefault(table, []).append(changed)
+        points = self._points_by_target(page)
+        rows = self._rows_by_target(page)
         used = points.keys() | rows.keys()
         for row in self._writers(page):
-            for target in self._names(row["writer"], used, page):
+            for target in self._names(row["writer"], used):
                 if introduced := self._introduction(row, target, page):
                     rows.setdefault(target, {})["writers"] = [introduced]
         for writer, end in page.next.items():
-            for target in self._names(writer, used, page):
+            for target in self._names(writer, used):
                 yield self._batch(target, end, points.get(target, ()), rows.get(target, {}))
+            if self.chosen is not None:  # last: it says that the others have all of the page
+                yield self._batch(self._marker(writer), end, (), {})
 
     def _batch(
         self, target: str, end: int, points: Iterable[_Point], rows: Mapping[str, list[Row]]
@@ -257,28 +256,32 @@ class _Copy:
             known = self._targets[writer, run_id] = derived_id(writer, run_id)
         return known
 
-    def _names(self, writer: str, used: Collection[str], page: _Page) -> list[str]:
-        """The writers that stand for one of the source in a page; with the last page all of them.
-
-        So the destination knows of each that it has everything.
-        """
+    def _names(self, writer: str, used: Collection[str]) -> list[str]:
+        """The writers that stand for one of the source in a page."""
         if self.chosen is None:
             return [writer]
-        names = {self._derived(writer, run_id) for run_id in self._runs_of[writer]}
-        if page.next[writer] < self._ends[writer]:
-            names &= set(used)
-        return sorted(one for one in names if self._sent.get(one, 0) < page.next[writer])
+        names = (self._derived(writer, run_id) for run_id in self._runs_of[writer])
+        return sorted(one for one in names if one in used)
 
     # ------------------------------------------------------------------ reading
 
-    def _points(self, page: _Page) -> Iterator[_Point]:
-        yield from self._read("all_metrics", page, _POINT)
+    def _points_by_target(self, page: _Page) -> dict[str, list[_Point]]:
+        points: dict[str, list[_Point]] = {}
+        for point in self._read("all_metrics", page, _POINT):
+            if target := self._target(*point[:3]):
+                points.setdefault(target, []).append(point)
+        return points
 
-    def _rows(self, page: _Page) -> Iterator[tuple[str, Row]]:
+    def _rows_by_target(self, page: _Page) -> dict[str, dict[str, list[Row]]]:
+        rows: dict[str, dict[str, list[Row]]] = {}
         for table in _OF_RUNS:
             columns = tuple(TABLES[table].columns)
             for values in self._read(table, page, columns):
-                yield table, dict(zip(columns, values, strict=True))
+                row = dict(zip(columns, values, strict=True))
+                if target := self._target(row["writer"], row["seq"], row["run_id"]):
+                    row["writer"] = target
+                    rows.setdefault(target, {}).setdefault(table, []).append(row)
+        return rows
 
     def _read(self, table: str, page: _Page, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for runs in [None] if self.chosen is None else portions.chunks(self.chosen):

@@ -12,6 +12,7 @@ import typer
 from tachograph.backends.base import Condition, Query, SupportsFollow
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import console, context_label, local_time, shown
+from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.records import Row, join_special
 from tachograph.runrecord import RunRecord
@@ -45,17 +46,30 @@ def tail(
     names = metric or []
     with open_for_reading(store) as opened:
         record = opened.run(run)
-        status, backend = record.status, opened.backend
-        if follow and status == "running" and isinstance(backend, SupportsFollow):
-            for _, kind, row in backend.follow(record.run_id, names=names, last=lines):
-                if kind == "point":
-                    _print_point(row, as_json)
-                elif kind == "status":
-                    status = row["status"]
-        else:
+        is_told = follow and record.status == "running"
+        status = _listen(opened, record.run_id, names, lines, as_json=as_json) if is_told else None
+        if status is None:
             status = _look_again(opened, record, names, lines, as_json=as_json, follow=follow)
     if not as_json:
         console().print(status, style="dim")
+
+
+def _listen(
+    store: Store, run_id: str, names: Sequence[str], lines: int, *, as_json: bool
+) -> str | None:
+    """Print what a server tells until the run has ended: its status; None where none tells."""
+    if not isinstance(store.backend, SupportsFollow):
+        return None
+    status = "running"
+    try:
+        for _, kind, row in store.backend.follow(run_id, names=names, last=lines):
+            if kind == "point":
+                _print_point(row, as_json)
+            elif kind == "status":
+                status = row["status"]
+    except RunNotFound:  # it is recorded on this machine, and has not been sent yet
+        return None
+    return status
 
 
 def _look_again(
