@@ -7,16 +7,11 @@ Not over the environment: the same training on another machine is in the same gr
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tachograph.records import Row
 from tachograph.values import json_text
-
-UNGROUPED = frozenset({"fold", "step"})
-"""Kinds of runs that are parts of one training."""
 
 _SEED = re.compile(
     r"(^|[._-])(p?rng|seeds?|random_?(state|seed)|prng_?key)($|[._-])|(^|\.)generator\.state$",
@@ -30,73 +25,11 @@ _NO_CAUSE = re.compile(  # results, and where they go
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-_GIVEN = ("argv", "config file", "user")
-_CODE = ("source", "notebook", "git", "argv", "arguments")
 
 
 def is_seed(path: str) -> bool:
     """Whether a parameter or flag of that name is a seed, or the state of a generator."""
     return _SEED.search(path.strip("-").replace("__", ".")) is not None
-
-
-class Gathered:
-    """What a run has recorded, as far as its group depends on it.
-
-    Attributes
-    ----------
-    parts : dict of str to str
-        Of runs that are part of this one and have ended, id to digest of what is their own.
-    is_complete : bool
-        Whether this run has ended, and all that it gathered in the background is here.
-    """
-
-    def __init__(self) -> None:
-        self.parts: dict[str, str] = {}
-        self.is_complete = False
-        self._params: dict[str, tuple[str, str]] = {}
-        self._documents: dict[str, str] = {}
-        self._framework = ""
-        self._is_given = False
-
-    def add(self, table: str, rows: Iterable[Row]) -> None:
-        """Take note of rows that the run records; the later of two for one key counts."""
-        for row in rows:
-            if table == "params":
-                self._add_param(row)
-            elif table == "provenance" and _counts(row["section"]):
-                self._documents[row["section"]] = row["document"]
-            elif table == "runs" and "run_id" not in row:  # else it is said of a part
-                self._framework = row.get("framework") or self._framework
-                self._is_given = self._is_given or row.get("group_id") is not None
-
-    def _add_param(self, row: Row) -> None:
-        if "changed_at" in row:  # said of the start: all others count for more
-            self._params.setdefault(row["path"], (row["value"], row["source"]))
-        else:
-            self._params[row["path"]] = row["value"], row["source"]
-
-    def own(self, kind: str) -> str | None:
-        """Digest of what is this run's own; None where it has no group, or the user gave it one."""
-        if self._is_given or kind in UNGROUPED:
-            return None
-        values = {path: value for path, (value, _) in self._params.items()}
-        return own_digest(kind, self._framework, values, self._read("data."))
-
-    def around(self) -> str:
-        """Digest of what the runs that are part of this one share with it."""
-        given = {path: v for path, (v, source) in self._params.items() if source in _GIVEN}
-        return _digest([code_digest(self._read(*_CODE)), _causes(given)])
-
-    def code(self) -> str:
-        """Digest of the code that ran."""
-        return code_digest(self._read(*_CODE))
-
-    def _read(self, *names: str) -> dict[str, Any]:
-        return {
-            section: json.loads(text)
-            for section, text in self._documents.items()
-            if section.startswith(names)
-        }
 
 
 def group_id(code: str, own: str) -> str:
@@ -105,7 +38,7 @@ def group_id(code: str, own: str) -> str:
     Parameters
     ----------
     code : str
-        Digest of the code; for a run that is part of another, `Gathered.around` of that one.
+        See `code_digest`; for a run that is part of another, that of the outermost run.
     own : str
         See `own_digest`.
     """
@@ -124,13 +57,18 @@ def own_digest(
     return _digest([kind, framework, _causes(params), data])
 
 
-def code_digest(documents: Mapping[str, Any]) -> str:
-    """Digest of the code, and of arguments that no parser was seen to read."""
-    return _digest([_code(documents), _arguments(documents)])
+def code_digest(documents: Mapping[str, Any], params: Mapping[str, str] | None = None) -> str:
+    """Digest of the code, and of arguments that no parser was seen to read.
 
-
-def _counts(section: str) -> bool:
-    return section in _CODE or section.startswith("data.")
+    Parameters
+    ----------
+    documents : mapping
+        Section to document.
+    params : mapping, optional
+        For what runs that are part of this one share with it: parameters that it was given.
+    """
+    shared = () if params is None else (_causes(params),)
+    return _digest([_code(documents), _arguments(documents), *shared])
 
 
 def _digest(facts: Any) -> str:

@@ -25,6 +25,7 @@ from tachograph.values import json_text, plain
 if TYPE_CHECKING:
     from tachograph.config import Config
     from tachograph.console import Console
+    from tachograph.provenance.arguments import Arguments
     from tachograph.recorder import Recorder
     from tachograph.run import Run
     from tachograph.run_code import RunCode
@@ -99,13 +100,13 @@ def begin(run: Run, recorder: Recorder) -> Beside:
     Seeds and arguments are read now, because the training will move them; the rest is gathered
     on the recorder's thread.
     """
-    from tachograph import given, provenance
+    from tachograph import provenance
     from tachograph.provenance import arguments
 
     beside = Beside(run, recorder)
     if recorder.identity.rank == 0:
         found, now = arguments.look(), recorder.change_us()
-        recorder.in_background(lambda: given.record_given(run, found, now))
+        recorder.in_background(lambda: _record_given(run, found, now))
         for section, document in provenance.collect(_AT_ONCE).items():
             run.log_provenance(section, document)
         if seeding := sys.modules.get("tachograph.seeding"):
@@ -113,6 +114,12 @@ def begin(run: Run, recorder: Recorder) -> Beside:
         recorder.in_background(lambda: _collect_later(run))
         beside.record_code(found.files)
     return beside
+
+
+def _record_given(run: Run, found: Arguments, now: int) -> None:
+    from tachograph.given import record_given  # with much that the start does without
+
+    record_given(run, found, now)
 
 
 def _collect_later(run: Run) -> None:

@@ -19,13 +19,12 @@ from tachograph.current import activate, current_run, deactivate, using
 from tachograph.endings import error_data, error_line
 from tachograph.endings import status_of as status_of
 from tachograph.errors import RecordError
-from tachograph.grouping import Gathered
 from tachograph.identity import PARENT_VARIABLE
 from tachograph.journal import DerivedRow, SeriesHandle
 from tachograph.recorder import Recorder, get_recorder
 from tachograph.records import Row, Series, check_run_id
 from tachograph.run_facts import Facts, context_text, guarded
-from tachograph.run_groups import record_group
+from tachograph.run_groups import Gathered, record_group
 from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}

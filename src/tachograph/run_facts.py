@@ -20,9 +20,9 @@ from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.config import Config
-    from tachograph.grouping import Gathered
     from tachograph.journal import JournalWriter, TensorHandle
     from tachograph.recorder import Recorder
+    from tachograph.run_groups import Gathered
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,17 +10,19 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tachograph.provenance import Document
-from tachograph.provenance.configs import ConfigFile, is_config, read
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
 from tachograph.provenance.shell import shell_kind
 from tachograph.redaction import REDACTED, secret_arguments
-from tachograph.secret_files import is_secret_file
 from tachograph.values import flatten, plain
 
+if TYPE_CHECKING:
+    from tachograph.provenance.configs import ConfigFile
+
 MAX_FILES = 20
+_SUFFIXES = (".yaml", ".yml", ".toml", ".json", ".ini", ".cfg")
 
 
 class Arguments(NamedTuple):
@@ -45,6 +47,8 @@ class Arguments(NamedTuple):
 
 def collect() -> Document:
     """What parsers have made of the arguments, config files, and how Hydra was started."""
+    from tachograph.provenance.configs import read
+
     arguments = look()
     return describe(arguments, [read(path) for path in arguments.files + arguments.written])
 
@@ -102,12 +106,21 @@ def _written(job: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _existing(words: Iterable[str]) -> list[Path]:
+    """The config files among words; not those that hold secrets by their name."""
     try:
-        paths = dict.fromkeys(os.path.abspath(word) for word in words if is_config(word))
+        paths = dict.fromkeys(os.path.abspath(word) for word in words if _is_config(word))
     except OSError:  # the working directory is gone
         return []
+    if not paths:
+        return []
+    from tachograph.secret_files import is_secret_file  # most starts do without
+
     found = (path for path in paths if os.path.isfile(path) and not is_secret_file(path))
     return [Path(path) for path in found][:MAX_FILES]
+
+
+def _is_config(text: str) -> bool:
+    return text.lower().endswith(_SUFFIXES) and "\n" not in text
 
 
 def _texts(value: Any) -> Iterator[str]:

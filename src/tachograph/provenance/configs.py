@@ -17,7 +17,6 @@ from tachograph.provenance.copies import copied
 from tachograph.redaction import redact_text, redact_value
 from tachograph.values import json_text
 
-SUFFIXES = (".yaml", ".yml", ".toml", ".json", ".ini", ".cfg")
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000
 MAX_PARAMS = 500
@@ -45,11 +44,6 @@ class ConfigFile(NamedTuple):
     document: Document
     values: dict[str, Any]
     content: bytes | None
-
-
-def is_config(text: str) -> bool:
-    """Whether a text may be the name of a config file."""
-    return text.lower().endswith(SUFFIXES) and "\n" not in text
 
 
 def read(path: Path) -> ConfigFile:
