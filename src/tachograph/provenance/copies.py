@@ -32,6 +32,8 @@ class _Copy:
         self._left = limit
 
     def copy(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, _LIGHT):
+            return plain(value)
         items = _items(value)
         if items is not None and depth < _DEPTH:
             return {str(key): self.copy(item, depth + 1) for key, item in self._bounded(items)}
@@ -41,7 +43,7 @@ class _Copy:
             return [self.copy(item, depth + 1) for item in self._bounded(value)]
         if type(value).__name__ in _SHORT:
             return str(value)
-        if value is None or isinstance(value, _LIGHT) or _is_light_object(value):
+        if _is_light_object(value):
             return plain(value)
         named = inspect.isroutine(value) or isinstance(value, type)
         return qualified_name(value if named else type(value))
