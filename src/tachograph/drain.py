@@ -29,6 +29,7 @@ from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.backends.base import Backend
+    from tachograph.live import Cursors
 
 
 def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.0) -> list[str]:
@@ -342,7 +343,7 @@ def has_journal(folder: Path, url: str) -> bool:
     )
 
 
-def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Iterator[Batch]:
+def pending_batches(folder: Path, url: str, cursors: Cursors) -> Iterator[Batch]:
     """What the journals of live processes hold for a store that it does not have yet.
 
     Parameters
@@ -351,13 +352,14 @@ def pending_batches(folder: Path, url: str, cursors: Mapping[str, int]) -> Itera
         Where journals lie.
     url : str
         The store.
-    cursors : mapping of writer to int
+    cursors : Cursors
         What the store expects next from each writer.
     """
     derived: dict[str, int] = {}  # several journals may carry the points of one
-    for writer, parts in list_journals(folder).items():
-        if url not in facts_of(folder, writer, parts).get("sinks", ()):
-            continue
+    journals = list_journals(folder).items()
+    writers = [one for one, parts in journals if url in sinks_of(facts_of(folder, one, parts))]
+    cursors.of(writers)  # looked up together
+    for writer in writers:
         reader = JournalReader(folder, writer, cursors.get(writer, 0))
         with contextlib.suppress(StoreError):
             while (batch := reader.read(8 << 20)) is not None:

@@ -23,7 +23,7 @@ from tachograph.merge import (
 from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Summary
 from tachograph.table import Table
 
-Tails = Callable[[Mapping[str, int]], Iterable[Batch]]
+Tails = Callable[["Cursors"], Iterable[Batch]]
 """From what a store expects next of each writer to the batches that it does not have yet."""
 
 KEEP_SECONDS = 0.5
