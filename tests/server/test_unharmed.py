@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,11 @@ def journals(state: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     return state / "tachograph" / "journal"
 
 
-def train(url: str, run_id: str, state: Path, token: str = "", steps: int = STEPS) -> Training:
+def train(url: str, run_id: str, state: Path, token: str) -> Training:
     """Train in a process of its own, which records to a store."""
     environment = os.environ | {"XDG_STATE_HOME": str(state), "TACHOGRAPH_TOKEN": token}
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING, url, run_id, str(steps), str(DEADLINE)],
+        [sys.executable, "-c", TRAINING, url, run_id, str(STEPS), str(DEADLINE)],
         env=environment,
         capture_output=True,
         text=True,
@@ -125,12 +126,6 @@ def train(url: str, run_id: str, state: Path, token: str = "", steps: int = STEP
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, state: Path) -> Training:
-    """A training that records to a file."""
-    return train(f"sqlite:///{tmp_path_factory.mktemp('local')}/runs.sqlite", "local", state)
-
-
-@pytest.fixture(scope="module")
 def faulty_servers(server: Any) -> Iterator[dict[str, FaultyServer]]:
     """One for each fault, all in front of the same real server."""
     made = {fault: FaultyServer(fault, server.port) for fault in FAULTS}
@@ -139,18 +134,33 @@ def faulty_servers(server: Any) -> Iterator[dict[str, FaultyServer]]:
         one.close()
 
 
+@pytest.fixture(scope="module")
+def trainings(
+    tmp_path_factory: pytest.TempPathFactory,
+    faulty_servers: dict[str, FaultyServer],
+    state: Path,
+    server: Any,
+) -> dict[str, Training]:
+    """One for each fault, and one that records to a file, all at the same time."""
+    urls = {fault: one.url for fault, one in faulty_servers.items()}
+    urls["none"] = f"sqlite:///{tmp_path_factory.mktemp('local')}/runs.sqlite"
+    with ThreadPoolExecutor(len(urls)) as pool:
+        started = {
+            fault: pool.submit(train, url, f"run-{fault}", state, server.token)
+            for fault, url in urls.items()
+        }
+        return {fault: training.result() for fault, training in started.items()}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_goes_on_as_without_a_server(
     fault: str,
+    trainings: dict[str, Training],
     faulty_servers: dict[str, FaultyServer],
-    undisturbed: Training,
     journals: Path,
-    state: Path,
-    server: Any,
 ) -> None:
     """As quick, as exact, with one warning at most; it ends in time, and its record is safe."""
-    url = faulty_servers[fault].url
-    training = train(url, f"run-{fault}", state, server.token)
+    training, undisturbed = trainings[fault], trainings["none"]
     assert training.status == 0
     assert training.weight == undisturbed.weight
     # Wide limits, for a busy machine: who waited for a server would wait for seconds.
@@ -166,7 +176,7 @@ def test_a_training_goes_on_as_without_a_server(
     assert "tachograph sync" in told[0]
     waiting = [
         step
-        for batch in drain.pending_batches(journals, url, {})
+        for batch in drain.pending_batches(journals, faulty_servers[fault].url, {})
         for block in batch.blocks
         if "loss" in block.series.names
         for step in (row[2] for row in block.unpack())
@@ -175,7 +185,10 @@ def test_a_training_goes_on_as_without_a_server(
 
 
 def test_a_server_that_comes_back_gets_everything_once(
-    faulty_servers: dict[str, FaultyServer], journals: Path, server: Any
+    trainings: dict[str, Training],
+    faulty_servers: dict[str, FaultyServer],
+    journals: Path,
+    server: Any,
 ) -> None:
     """All that the trainings above left, from another process, in one go."""
     for one in faulty_servers.values():
