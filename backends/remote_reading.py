@@ -5,9 +5,11 @@ Knows queries and tables; `remote_http` knows how to ask.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from tachograph.backends.base import Bounds, Condition, Query, table_columns
@@ -16,7 +18,14 @@ from tachograph.errors import QueryError, StoreError, TooLarge, WireError
 from tachograph.merge import select
 from tachograph.records import TABLES
 from tachograph.table import Table
-from tachograph.wire_tables import JSON, conditions_to_json, query_to_json, table_from_json
+from tachograph.wire_tables import (
+    ARROW,
+    JSON,
+    conditions_to_json,
+    query_to_json,
+    table_from_arrow,
+    table_from_json,
+)
 
 PAGE_ROWS = 500_000
 """Rows that are asked for at once where all are too many for the server; fewer where these are."""
@@ -24,14 +33,21 @@ PAGE_ROWS = 500_000
 FEWEST_ROWS = 1000
 """Where so few are too many, it is not the rows: they are large, or take too long to find."""
 
+MANY_ROWS = 20_000
+"""After an answer of so many it is worth to import pyarrow for the next ones.
+
+200,000 points from a server on the same machine take 2.9 s as JSON and 0.9 s as Arrow."""
+
 Ask = Callable[[Query], Table]
 _HEADERS = {"Accept": JSON, "Content-Type": JSON}
+_EITHER = {"Accept": f"{ARROW}, {JSON};q=0.5", "Content-Type": JSON}
 
 
 class RemoteReading:
     """The reading half of a store behind a server."""
 
     _connection: Connection
+    _likes_arrow = False
 
     def read(self, query: Query) -> Table:
         """Read rows; QueryError for an unknown table, column or operator."""
@@ -80,18 +96,23 @@ class RemoteReading:
     # ------------------------------------------------------------------ inside
 
     def _read_once(self, query: Query) -> Table:
-        return self._post("/read", query_to_json(query))
+        arrow = self._likes_arrow or sys.modules.get("pyarrow") is not None
+        found = self._post("/read", query_to_json(query), _EITHER if arrow else _HEADERS)
+        if len(found) >= MANY_ROWS and not arrow:
+            self._likes_arrow = find_spec("pyarrow") is not None
+        return found
 
     def _get(self, path: str, params: dict[str, Any]) -> Table:
         return self._table(self._connection.ask("GET", path, headers=_HEADERS, params=params))
 
-    def _post(self, path: str, asked: Any) -> Table:
+    def _post(self, path: str, asked: Any, headers: Mapping[str, str] = _HEADERS) -> Table:
         content = to_json(asked)
-        return self._table(self._connection.ask("POST", path, headers=_HEADERS, content=content))
+        return self._table(self._connection.ask("POST", path, headers=headers, content=content))
 
     def _table(self, response: Any) -> Table:
+        is_arrow = response.headers.get("Content-Type") == ARROW
         try:
-            return table_from_json(response.content)
+            return (table_from_arrow if is_arrow else table_from_json)(response.content)
         except WireError as error:
             raise StoreError(f"{self._connection.url}: {error}") from error
 

@@ -188,6 +188,18 @@ def table_to_arrow(
     return sink.getvalue()
 
 
+def table_from_arrow(body: bytes) -> Table:
+    """Undo `table_to_arrow`; WireError where it is no such stream."""
+    import pyarrow
+
+    try:
+        arrow = pyarrow.ipc.open_stream(body).read_all()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise WireError(f"the answer is no table: {error}"[:200]) from error
+    columns = zip(arrow.column_names, arrow.columns, strict=True)
+    return Table({name: column.to_pylist() for name, column in columns})
+
+
 def _encode(document: Any) -> bytes:
     text = json.dumps(
         document, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=str

@@ -33,9 +33,14 @@ from tachograph.wire import decode
 
 
 class TestRemoteInProcess(RemoteContract):
-    """The contract, on an application that is called without a port, in front of SQLite."""
+    """The contract on an application that is called without a port, with JSON, over SQLite."""
 
     scheme = "sqlite"
+
+    @pytest.fixture(autouse=True)
+    def without_arrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As where pyarrow is not installed."""
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
 
     @pytest.fixture
     def backend_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -17,15 +18,17 @@ from remote_contract import RemoteContract
 from tachograph.backends import remote_reading
 from tachograph.backends.base import Condition, Query
 from tachograph.backends.remote import RemoteBackend
+from tachograph.backends.remote_http import Connection
 from tachograph.errors import RunNotFound, StoreError, StoreNotFound
 from tachograph.registry import open_backend
 from tachograph.testing import dump, make_batch, make_block
+from tachograph.wire_tables import ARROW, JSON
 
 Start = Callable[..., str]
 
 
 class TestRemoteOverSocket(RemoteContract):
-    """The contract, on a server that answers on a port, in front of files that never change."""
+    """The contract on a server that answers on a port, with Arrow, over files."""
 
     scheme = "parquet"
 
@@ -79,6 +82,34 @@ def test_long_answers_are_those_of_the_store(
     assert [local.read(query) for query in QUESTIONS] == answers
     assert dump(local) == everything
     local.close()
+
+
+def test_large_answers_come_as_arrow_where_it_is_there(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large answer as JSON is enough to learn from; without pyarrow all are, and the same."""
+    url = start("sqlite")
+    block = make_block("r", {"loss": [i / 7 for i in range(25_000)]})
+    query = Query("metrics", columns=["value", "special", "step"], order=["seq"])
+    asked: list[str] = []
+    ask = Connection.ask
+
+    def note(self: Connection, *route: str, **parts: Any) -> Any:
+        answer = ask(self, *route, **parts)
+        asked.append(answer.headers["Content-Type"])
+        return answer
+
+    with closing(RemoteBackend(url, create=True)) as backend:
+        backend.write(make_batch("w", 0, blocks=[block]))
+        monkeypatch.setattr(Connection, "ask", note)
+        arrow = sys.modules["pyarrow"]
+        monkeypatch.delitem(sys.modules, "pyarrow")  # installed, and not imported
+        first = backend.read(query)
+        monkeypatch.setitem(sys.modules, "pyarrow", arrow)
+        second = backend.read(query)
+    assert first == second
+    assert list(first["value"]) == [i / 7 for i in range(25_000)]
+    assert asked == [JSON, ARROW]
 
 
 def test_request_that_is_too_large_for_the_server_is_cut(start: Start) -> None:
