@@ -221,16 +221,37 @@ class _State:
 
 
 class WriterSummaries:
-    """The summaries of all series of one writer, up to record `next`."""
+    """The summaries of series of one writer, up to record `next`.
 
-    def __init__(self, next: int = 0, rows: Iterable[Row] = ()) -> None:
+    Parameters
+    ----------
+    next : int
+    complete : bool
+        The writer has no other series so far.
+    """
+
+    def __init__(self, next: int, *, complete: bool) -> None:
         self.next = next
-        self._states = {
-            SeriesKey(*(row[name] for name in SeriesKey._fields)): _State(
-                Summary.from_row(row), row["changed_at"], row["seq"]
-            )
-            for row in rows
-        }
+        self._complete = complete
+        self._states: dict[SeriesKey, _State] = {}
+
+    def __len__(self) -> int:
+        """Number of series."""
+        return len(self._states)
+
+    def unknown(self, blocks: Iterable[MetricBlock]) -> set[str]:
+        """Names of series that may have summaries which are not here."""
+        if self._complete:
+            return set()
+        keys = {key for block in blocks if len(block) for key in series_keys(block)}
+        return {key.name for key in keys - self._states.keys()}
+
+    def learn(self, rows: Iterable[Row]) -> None:
+        """Take summaries as they were at `next`."""
+        for row in rows:
+            key = SeriesKey(*(row[name] for name in SeriesKey._fields))
+            state = _State(Summary.from_row(row), row["changed_at"], row["seq"])
+            self._states.setdefault(key, state)
 
     def add(self, blocks: Iterable[MetricBlock]) -> Iterator[tuple[SeriesKey, Row]]:
         """Add the points of a batch; yield the rows of its series."""

@@ -5,7 +5,7 @@ Knows the meaning of changes, attempts and summaries; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -178,8 +178,8 @@ class Reader:
         position = table.column_names.index("heartbeat_at")
         return table.set_column(position, "heartbeat_at", from_list(times, "int"))
 
-    def summaries_of(self, writer: str, before: int) -> list[Row]:
-        """Rows of a writer's summaries, as they were at record `before`."""
+    def summaries_of(self, writer: str, before: int, names: Collection[str]) -> list[Row]:
+        """Rows of a writer's summaries of metrics, as they were at record `before`."""
         own = quote(writer, safe="") + "-"
         spec = TABLES["summaries"]
         files = [
@@ -188,6 +188,7 @@ class Reader:
             if path.name.startswith(own) or self._folder.parse_segment(path.name) is None
         ]
         where = [Condition("writer", "=", writer), Condition("seq", "<", before)]
+        where.append(Condition("name", "in", sorted(names)))
         found: list[Row] = latest_changes(spec, scan(files, SCHEMAS[spec.name], where)).to_pylist()
         return found
 

@@ -18,7 +18,8 @@ from tachograph.records import TABLES, Batch, MetricBlock, Row
 from tachograph.tensor_records import TensorRows
 
 _KEPT_WRITERS = 64
-"""Writers whose summaries are held in memory; those of others are read again."""
+_KEPT_SERIES = 100_000
+"""Writers and series whose summaries are held in memory; others are read again."""
 
 
 class BatchWriter:
@@ -75,8 +76,11 @@ class BatchWriter:
         if summaries is not None:  # only now: a batch that failed is counted again
             summaries.next = batch.next
             self._summaries[batch.writer] = summaries
-        if len(self._summaries) > _KEPT_WRITERS:
+        while len(self._summaries) > _KEPT_WRITERS or self._series() > _KEPT_SERIES:
             self._summaries.popitem(last=False)
+
+    def _series(self) -> int:
+        return sum(map(len, self._summaries.values()))
 
     # ------------------------------------------------------------------ partitions
 
@@ -167,8 +171,9 @@ class BatchWriter:
         if not batch.blocks:
             return summaries
         if summaries is None:
-            found = self._reader.summaries_of(batch.writer, batch.first) if batch.first else ()
-            summaries = WriterSummaries(batch.first, found)
+            summaries = WriterSummaries(batch.first, complete=not batch.first)
+        if names := summaries.unknown(batch.blocks):
+            summaries.learn(self._reader.summaries_of(batch.writer, batch.first, names))
         rows = [
             key._asdict() | {"writer": batch.writer} | row
             for key, row in summaries.add(batch.blocks)
