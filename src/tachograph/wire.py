@@ -14,11 +14,7 @@ lists the blocks: ``{"run_id", "names", "context", "rank", "attempt", "count"}``
 `TensorSeries.facts` says, and ``frames``, pairs of sequence number and bytes; `rows` maps the
 names of other tables to their rows, without NULLs and without the writer.
 
-The points of a block are `count` rows ``seq i64 | time i64 (µs) | step i64 | epoch f64 | a f64
-per name``, as a `MetricBlock` but for the time. In the columns seq, time and step each value but
-the first is replaced by its difference from the one before, modulo 2**64. Then the bytes are put
-in order of their place in the row: first the first byte of each row, then the second of each.
-Columns whose high bytes hardly change compress to next to nothing that way.
+The points of a block are `count` rows as `wire_planes` puts them.
 
 Both are sent with ``Content-Encoding: deflate`` (zlib, RFC 1950).
 """
@@ -29,26 +25,22 @@ import math
 import operator
 import struct
 import zlib
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 from tachograph.batches import complete_row
 from tachograph.errors import RecordError, TooLarge, WireError
-from tachograph.records import TABLES, Batch, MetricBlock, Row, Series, words
+from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
 from tachograph.values import json_text
 from tachograph.wire_checks import check, check_names, whole
 from tachograph.wire_json import read_json
+from tachograph.wire_planes import from_planes, to_planes
 
 MAGIC = b"TGB1"
 MEDIA_TYPE = "application/vnd.tachograph.batch"
 _LENGTH = struct.Struct("<I")
-_MASK = (1 << 64) - 1
-_WORD = 8
 _HEAD_BYTES = 32
-_DELTA_BYTES = 3 * _WORD  # of a row: the columns that hold differences
 _OF_BATCH = frozenset(["writer", "first", "next", "heartbeat", "points", "tensors", "rows"])
 _OF_SERIES = frozenset(["run_id", "names", "context", "rank", "attempt"])
 _OF_TENSORS = frozenset(["run_id", "rank", "attempt", "tensors", "frames"])
@@ -106,7 +98,7 @@ def encode(batch: Batch) -> bytes:
         "rows": rows,
     }
     text = json_text(header).encode()
-    points = [_to_planes(block) for block in batch.blocks]
+    points = [to_planes(block) for block in batch.blocks]
     return b"".join((MAGIC, _LENGTH.pack(len(text)), text, *points, *bodies))
 
 
@@ -168,58 +160,6 @@ def _wire_error(what: str, error: Exception) -> WireError:
 # ---------------------------------------------------------------------------- points
 
 
-def _to_planes(block: MetricBlock) -> bytes:
-    data, size = block.data, block.row_bytes
-    numbers = words("q", data)
-    seqs, times, steps = (numbers[column :: size // _WORD].tolist() for column in range(3))
-    times = [time // 1000 for time in times]
-    packed = [_differences(values) for values in (seqs, times, steps)]
-    planes = [column[byte::_WORD] for column in packed for byte in range(_WORD)]
-    return b"".join((*planes, *(data[byte::size] for byte in range(_DELTA_BYTES, size))))
-
-
-def _from_planes(planes: bytes, size: int) -> bytes:
-    count = len(planes) // size
-    data = bytearray(len(planes))
-    for column in range(_DELTA_BYTES // _WORD):
-        start = column * _WORD * count
-        values = _sums(planes[start : start + _WORD * count])
-        if column == 1:
-            values = _packed("q", [time * 1000 for time in words("q", values)])
-        for byte in range(_WORD):
-            data[column * _WORD + byte :: size] = values[byte::_WORD]
-    for byte in range(_DELTA_BYTES, size):
-        data[byte::size] = planes[byte * count : (byte + 1) * count]
-    return bytes(data)
-
-
-def _differences(values: list[int]) -> bytes:
-    """Each number's difference from the one before, modulo 2**64."""
-    differences = [*values[:1], *map(operator.sub, values[1:], values)]
-    try:
-        return _packed("q", differences)
-    except OverflowError:  # two neighbours lie more than 2**63 apart
-        return _packed("Q", [number & _MASK for number in differences])
-
-
-def _sums(planes: bytes) -> bytes:
-    """Undo `_differences`, of bytes that lie in planes."""
-    together = bytearray(len(planes))
-    count = len(planes) // _WORD
-    for byte in range(_WORD):
-        together[byte::_WORD] = planes[byte * count : (byte + 1) * count]
-    differences = words("q", together)
-    try:
-        return _packed("q", list(accumulate(differences)))
-    except OverflowError:
-        return _packed("Q", [number & _MASK for number in accumulate(differences)])
-
-
-def _packed(typecode: Literal["q", "Q"], values: list[int]) -> bytes:
-    """Undo `words`."""
-    return words(typecode, array(typecode, values).tobytes()).tobytes()
-
-
 def _json_block(entry: Mapping[str, Any]) -> MetricBlock:
     series = _series(entry, "rows")
     rows = []
@@ -274,7 +214,7 @@ def _from_header(header: Mapping[str, Any], payload: bytes, start: int) -> Batch
         size = _HEAD_BYTES + 8 * len(series.names)
         if count < 0 or at + count * size > len(payload):
             raise WireError("the body ends within the points that the header names")
-        blocks.append(MetricBlock(series, _from_planes(payload[at : at + count * size], size)))
+        blocks.append(MetricBlock(series, from_planes(payload[at : at + count * size], size)))
         at += count * size
     frames = []
     for entry in _listed(header, "tensors"):
