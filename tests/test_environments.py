@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -295,6 +296,11 @@ def test_the_command_prints_or_writes_and_never_over_a_file(
 SECRET = "correcthorse77"
 
 
+def gunzipped(content: bytes) -> bytes:
+    """What an archive holds, as one piece."""
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+
+
 @pytest.mark.parametrize("store", ["sqlite:///{}/runs.sqlite", "parquet:///{}/runs"])
 def test_planted_secrets_are_in_no_byte_and_no_export(store: str, tmp_path: Path) -> None:
     """In variables, arguments, addresses, indexes and config files; their names are listed."""
@@ -303,17 +309,19 @@ def test_planted_secrets_are_in_no_byte_and_no_export(store: str, tmp_path: Path
     (folder / "c.json").write_text(
         json.dumps({"lr": 0.1, "db": {"password": SECRET, "url": f"postgres://me:{SECRET}@host"}})
     )
+    (folder / "d.json").write_text(json.dumps({"secrets": {"first": SECRET}, "width": 2}))
     (folder / "c.toml").write_text(f'depth = 3 # api_key = "{SECRET}"\n')
     (folder / "train.py").write_text(
         "import argparse, sys, tachograph\n"
         "parser = argparse.ArgumentParser()\n"
-        "for name in ('--config', '--extra', '--url', '--password'): parser.add_argument(name)\n"
+        "for name in ('config', 'extra', 'more', 'url', 'password'):\n"
+        "    parser.add_argument('--' + name)\n"
         "parser.add_argument('--api-key', dest='k')\n"
         "args = parser.parse_args()\n"
         f"with tachograph.start_run(config={{'backend': {store.format(tmp_path)!r}}}) as run:\n"
         "    print(run.run_id)\n"
     )
-    arguments = ["--config", "c.json", "--extra=c.toml", "--api-key", SECRET]
+    arguments = ["--config", "c.json", "--extra=c.toml", "--more", "d.json", "--api-key", SECRET]
     arguments += [f"--password={SECRET}", "--url", f"https://me:{SECRET}@host/x"]
     variables = {
         "HF_TOKEN": SECRET,
@@ -337,10 +345,15 @@ def test_planted_secrets_are_in_no_byte_and_no_export(store: str, tmp_path: Path
     exports = [export(found, form) for form in FORMATS]
     kept = [file for file in tmp_path.rglob("*") if file.is_file() and folder not in file.parents]
     assert kept
+    with tachograph.open(store.format(tmp_path)) as opened:
+        for row in record.artifacts:
+            with opened.open_artifact(row["sha256"]) as stream:
+                exports.append(gunzipped(stream.read()).decode("latin-1"))
     for text in (*everything, *exports, *(file.read_bytes().decode("latin-1") for file in kept)):
         assert SECRET not in text
     assert {"HF_TOKEN", "OMP_PASSWORD", "PIP_INDEX_URL"} <= set(found["environment"]["redacted"])
-    assert {"config/c.json.json", "config/c.toml.json"} <= set(artifacts)
+    assert {f"config/{name}.json" for name in ("c.json", "c.toml", "d.json")} <= set(artifacts)
+    assert "secrets cannot be taken out" in found["source"]["left_out"]["project/d.json"]
     assert record.params["lr"] == 0.1
     assert record.params["k"] == "[redacted]"
     assert "--index-url https://pypi.lab/simple" in exports[0]

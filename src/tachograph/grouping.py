@@ -89,14 +89,9 @@ def _causes(params: Mapping[str, str]) -> dict[str, str]:
 def _code(documents: Mapping[str, Any]) -> Any:
     """The files that ran; where these are not known, the commit with what was changed since."""
     source, git = documents.get("source", {}), documents.get("git", {})
-    files = {
-        path: facts.get("sha256")
-        for path, facts in source.get("files", {}).items()
-        if facts.get("role") != "configuration"  # its values are parameters
-    }
     cells = [cell.get("source") for cell in documents.get("notebook", {}).get("cells", ())]
-    if files or cells:
-        return [files, cells]
+    if source.get("files") or cells:
+        return [source.get("digest"), cells]
     return [git.get("commit"), (git.get("diff") or {}).get("sha256")]
 
 
@@ -110,10 +105,11 @@ def _arguments(documents: Mapping[str, Any]) -> Any:
     if any(one.get("values") for one in arguments.get("parsed", ())):
         return unread
     whole = "original_argv" if argv.get("started_by") == "command" else "argv"
-    return [list(_without_seeds(argv.get(whole, [])[1:])), unread]
+    return [list(without_seeds(argv.get(whole, [])[1:])), unread]
 
 
-def _without_seeds(argv: Iterable[str]) -> Iterator[str]:
+def without_seeds(argv: Iterable[str]) -> Iterator[str]:
+    """The words of a command line but for seeds: ``--seed 3``, ``--seed=3``, ``seed=3``."""
     skip = False
     for argument in argv:
         name, equals, _ = argument.partition("=")

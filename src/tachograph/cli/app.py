@@ -17,6 +17,7 @@ from tachograph.cli import (
     login,
     plotting,
     reading,
+    seeing,
     sending,
     serving,
     tailing,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group in (
-    *(reading, tailing, tensors, plotting, exporting),
+    *(reading, tailing, seeing, tensors, plotting, exporting),
     *(editing, sending, keeping, serving, login, demo),
 ):
     group.register(app)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tachograph.provenance import Document
+from tachograph.provenance.contents import content_of
 from tachograph.provenance.copies import copied
 from tachograph.redaction import redact_text, redact_value
 from tachograph.values import json_text
@@ -32,18 +33,21 @@ class ConfigFile(NamedTuple):
     ----------
     path : Path
     document : dict
-        path, format, bytes, sha256 (of the file as it is), redacted, and `missing`, which says
-        why the content is not kept.
+        path, format, bytes, redacted, sha256 of what is kept, and `missing`, which says why nothing
+        is. A digest of the original would let a short secret be guessed.
     values : dict
         What it says, secrets taken out; empty where it could not be read or is long.
     content : bytes or None
         What to keep: the file itself, or where that holds a secret, its values as JSON.
+    secrets : tuple of str
+        The secret values.
     """
 
     path: Path
     document: Document
     values: dict[str, Any]
     content: bytes | None
+    secrets: tuple[str, ...] = ()
 
 
 def read(path: Path) -> ConfigFile:
@@ -54,13 +58,13 @@ def read(path: Path) -> ConfigFile:
         if document["bytes"] > MAX_BYTES:
             raise ValueError(f"longer than {MAX_BYTES >> 20} MiB")
         data = path.read_bytes()
-        document["sha256"] = hashlib.sha256(data).hexdigest()
+        document["sha256"] = content_of(data).sha256
         text = data.decode("utf-8-sig")
-        found = _parse(document["format"], text)
+        found = copied({"": _PARSERS[document["format"]](text)}, MAX_VALUES)[""]
+        return _cleaned(path, document, data, text, found)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return ConfigFile(path, document | {"missing": redact_text(reason)}, {}, None)
-    return _cleaned(path, document, data, text, copied({"": found}, MAX_VALUES)[""])
 
 
 def _cleaned(path: Path, document: Document, data: bytes, text: str, found: Any) -> ConfigFile:
@@ -70,8 +74,22 @@ def _cleaned(path: Path, document: Document, data: bytes, text: str, found: Any)
         return ConfigFile(path, document | {"missing": f"{MAX_VALUES} values or more"}, {}, None)
     document["redacted"] = values != found or redact_text(text) != text
     content = json_text(values).encode() if document["redacted"] else data
+    document["sha256"] = hashlib.sha256(content).hexdigest()
     few = isinstance(values, dict) and count <= MAX_PARAMS
-    return ConfigFile(path, document, values if few else {}, content)
+    secrets = tuple(_replaced(found, values))
+    return ConfigFile(path, document, values if few else {}, content, secrets)
+
+
+def _replaced(before: Any, after: Any) -> Iterator[str]:
+    """The values that are not the same any more."""
+    if isinstance(before, dict):
+        for pair in zip(before.values(), after.values(), strict=True):
+            yield from _replaced(*pair)
+    elif isinstance(before, list):
+        for pair in zip(before, after, strict=True):
+            yield from _replaced(*pair)
+    elif before != after:
+        yield str(before)
 
 
 def _count(value: Any) -> int:
@@ -81,10 +99,6 @@ def _count(value: Any) -> int:
 
 
 # ---------------------------------------------------------------------------- formats
-
-
-def _parse(kind: str, text: str) -> Any:
-    return _PARSERS[kind](text)
 
 
 def _toml(text: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tachograph.provenance import Document, argv, encodable
+from tachograph.provenance import Document, argv, configs, encodable
 from tachograph.provenance.git import PATCH_BYTES, Look, look
 from tachograph.provenance.git_calls import GitError
 from tachograph.provenance.git_status import states, uncommitted
@@ -195,11 +195,18 @@ class Source:
             return content.why
         if state == "ignored" and not module:
             return "git ignores it"
+        if not module and _has_secrets(file.file, content.kept):
+            return "secrets cannot be taken out of its text: see arguments"
         if self._bytes + len(content.kept) > TOTAL_BYTES:
             return f"more than {TOTAL_BYTES >> 20} MiB in all"
         self._bytes += len(content.kept)
         self.files[file.key] = Member(content.kept, bool(facts.st_mode & stat.S_IXUSR))
         return None
+
+
+def _has_secrets(file: str, kept: bytes) -> bool:
+    """Whether a config file has secrets that its structure tells and not its text."""
+    return any(secret.encode() in kept for secret in configs.read(Path(file)).secrets)
 
 
 def uncommitted_work(entry: str) -> str | None:
