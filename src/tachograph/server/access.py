@@ -64,8 +64,8 @@ class Needs:
         self.right = right
         self.all_projects = all_projects
 
-    def __call__(self, request: Request) -> Grant:
-        """The grant, where it has the right."""
+    async def __call__(self, request: Request) -> Grant:
+        """The grant, where it has the right; a plain function would be sent to a thread."""
         grant: Grant = request.state.grant
         if not grant.may(self.right):
             message = f"the token {grant.name!r} has no right to {self.right}"

@@ -23,7 +23,7 @@ from tachograph.table import Table
 from tachograph.wire_json import read_json
 
 
-def refuse_unknown(request: Request) -> None:
+async def refuse_unknown(request: Request) -> None:
     """Refuse a parameter that the route does not have: a misspelled filter would show all."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
