@@ -10,16 +10,14 @@ destination has under either.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tachograph import portions
-from tachograph.backends.base import Backend, Condition, Query, SupportsArtifacts
-from tachograph.errors import RunNotFound, StoreError
+from tachograph.backends.base import Backend, Condition, Query
+from tachograph.copying_files import send_files
+from tachograph.errors import RunNotFound
 from tachograph.identity import derived_id
 from tachograph.lookup import family_of
 from tachograph.patience import write_patiently
@@ -121,13 +119,37 @@ def copy_store(
     """
     chosen = None if run_ids is None else _families(source, list(run_ids))
     copy = _Copy(source, destination, chosen, progress or _nobody)
-    copy.send_artifacts()
+    sizes = send_files(source, destination, chosen, copy.progress)
+    copy.report.artifacts, copy.report.artifact_bytes = len(sizes), sum(sizes)
     copy.send_records()
     runs = _run_ids(source) if chosen is None else chosen
     copy.report.runs = len(runs)
     if proven:
         copy.report.digests = prove(source, destination, runs, copy.longest)
     return copy.report
+
+
+class _Routes(dict[tuple[str, str], tuple[int, str]]):
+    """From a writer and a run to the first record that is missing, and the writer it goes under.
+
+    Parameters
+    ----------
+    had : mapping of str to int
+        What the destination had of each writer.
+    is_derived : bool
+        Records go under a writer per run that stands for the real one.
+    """
+
+    def __init__(self, had: Mapping[str, int], *, is_derived: bool) -> None:
+        super().__init__()
+        self._had = had
+        self._is_derived = is_derived
+
+    def __missing__(self, pair: tuple[str, str]) -> tuple[int, str]:
+        writer, derived = pair[0], derived_id(*pair)
+        first = max(self._had.get(writer, 0), self._had.get(derived, 0))
+        self[pair] = first, derived if self._is_derived else writer
+        return self[pair]
 
 
 class _Copy:
@@ -144,11 +166,11 @@ class _Copy:
         self.destination = destination
         self.chosen = chosen
         self.report = CopyReport()
-        self._progress = progress
+        self.progress = progress
         self._ends = _cursors(source)
         self._had = _cursors(destination)
         self._sent = dict(self._had)
-        self._targets: dict[tuple[str, str], str] = {}
+        self._routes = _Routes(self._had, is_derived=chosen is not None)
         self._runs_of: dict[str, set[str]] = {}
         self._choice = "\n".join(sorted(chosen or ()))
         if chosen is not None:
@@ -173,7 +195,7 @@ class _Copy:
                 self.report.points += batch.points
                 self.report.rows += sum(map(len, batch.rows.values()))
             self.report.records += page.records
-            self._progress("records", self.report.records, total)
+            self.progress("records", self.report.records, total)
 
     def _pages(self) -> Iterator[_Page]:
         """Ranges of records that fit into memory: many small writers at once, or part of one."""
@@ -242,25 +264,11 @@ class _Copy:
             return None if sent else row | {"writer": target, "seq": 0}
         return row if sent <= row["seq"] < page.next[writer] else None
 
-    def _target(self, writer: str, seq: int, run_id: str) -> str | None:
-        """Under which writer a record goes; None where the destination has it."""
-        derived = self._derived(writer, run_id)
-        if seq < max(self._had.get(writer, 0), self._had.get(derived, 0)):
-            return None
-        return writer if self.chosen is None else derived
-
-    def _derived(self, writer: str, run_id: str) -> str:
-        """The writer that stands for one of the source in a copy of chosen runs."""
-        known = self._targets.get((writer, run_id))
-        if known is None:
-            known = self._targets[writer, run_id] = derived_id(writer, run_id)
-        return known
-
     def _names(self, writer: str, used: Collection[str]) -> list[str]:
         """The writers that stand for one of the source in a page."""
         if self.chosen is None:
             return [writer]
-        names = (self._derived(writer, run_id) for run_id in self._runs_of[writer])
+        names = (self._routes[writer, run_id][1] for run_id in self._runs_of[writer])
         return sorted(one for one in names if one in used)
 
     # ------------------------------------------------------------------ reading
@@ -268,7 +276,8 @@ class _Copy:
     def _points_by_target(self, page: _Page) -> dict[str, list[_Point]]:
         points: dict[str, list[_Point]] = {}
         for point in self._read("all_metrics", page, _POINT):
-            if target := self._target(*point[:3]):
+            first, target = self._routes[point[0], point[2]]
+            if point[1] >= first:
                 points.setdefault(target, []).append(point)
         return points
 
@@ -278,7 +287,8 @@ class _Copy:
             columns = tuple(TABLES[table].columns)
             for values in self._read(table, page, columns):
                 row = dict(zip(columns, values, strict=True))
-                if target := self._target(row["writer"], row["seq"], row["run_id"]):
+                first, target = self._routes[row["writer"], row["run_id"]]
+                if row["seq"] >= first:
                     row["writer"] = target
                     rows.setdefault(target, {}).setdefault(table, []).append(row)
         return rows
@@ -296,43 +306,6 @@ class _Copy:
         # writer that stands for it needs one.
         where = [Condition("writer", "in", sorted(page.next))]
         return self.source.read(Query("writers", where, raw=True))
-
-    # ------------------------------------------------------------------ files
-
-    def send_artifacts(self) -> None:
-        """Send the files that the destination does not keep."""
-        source, destination = self.source, self.destination
-        if not isinstance(source, SupportsArtifacts):
-            return
-        kept = dict(source.list_artifacts())
-        if self.chosen is not None:
-            kept = {sha256: kept[sha256] for sha256 in self._files() & kept.keys()}
-        if not kept:
-            return
-        if not isinstance(destination, SupportsArtifacts):
-            raise StoreError(
-                f"{destination.url} keeps no files, and {len(kept)} belong to the runs"
-            )
-        there = {sha256 for sha256, _ in destination.list_artifacts()}
-        missing = sorted(kept.keys() - there)
-        total = sum(kept[sha256] for sha256 in missing)
-        with tempfile.TemporaryDirectory() as folder:
-            for sha256 in missing:
-                path = Path(folder, sha256)
-                with source.open_artifact(sha256) as content, path.open("wb") as file:
-                    shutil.copyfileobj(content, file)
-                destination.put_artifact(path, sha256)
-                path.unlink()
-                self.report.artifacts += 1
-                self.report.artifact_bytes += kept[sha256]
-                self._progress("files", self.report.artifact_bytes, total)
-
-    def _files(self) -> set[str]:
-        found: set[str] = set()
-        for runs in portions.chunks(self.chosen or []):
-            where = [portions.one_of("run_id", runs)]
-            found |= set(self.source.read(Query("artifacts", where, ["sha256"]))["sha256"])
-        return found
 
 
 # ---------------------------------------------------------------------------- helpers
