@@ -10,13 +10,13 @@ import hashlib
 import json
 import mimetypes
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tachograph import registry
 from tachograph.backends.base import SupportsArtifacts
-from tachograph.errors import RecordError
+from tachograph.errors import RecordError, StoreError
 from tachograph.records import Row
 from tachograph.values import plain
 from tachograph.warning import warn_once
@@ -69,22 +69,31 @@ def _copy(
 ) -> None:
     """Record a file with its content; where it is not `lasting`, only its content stays."""
     sha256 = digest_of(file)
-    far = [url for url in run.config.backend if _is_given_later(url)]
-    uris = [uri for url in run.config.backend if url not in far for uri in _put(url, file, sha256)]
-    kept = _keep(run, file, sha256, far) if far else False
+    uris, later = _put_in_stores(run.config.backend, file, sha256)
+    kept = _keep(run, file, sha256, later) if later else False
     row = _row(file, label, kind, step) | {"sha256": sha256}
     if uris or kept or not lasting:  # without a place readers find the content by its digest
         row["uri"] = uris[0] if uris else None
     run.record_rows("artifacts", row)
 
 
-def _is_given_later(url: str) -> bool:
-    """Whether a store gets files by the outbox: it may be away, and no training waits for it.
+def _put_in_stores(urls: Sequence[str], file: Path, sha256: str) -> tuple[list[str], list[str]]:
+    """Where the stores keep the file now, and the stores that are given it later.
 
-    A folder on a network gets them at once, however slow it is: where such folders are used, a
-    second copy of a checkpoint may not fit beside the journal.
+    Those are servers, for which no training waits, and what cannot be written now. A folder on a
+    network gets it at once, however slow it is: where such folders are used, a second copy of a
+    checkpoint may not fit beside the journal.
     """
-    return registry.is_far(url) and registry.local_path(url) is None
+    uris, later = [], []
+    for url in urls:
+        if registry.is_far(url) and registry.local_path(url) is None:
+            later.append(url)
+            continue
+        try:
+            uris += _put(url, file, sha256)
+        except StoreError:
+            later.append(url)
+    return uris, later
 
 
 def _keep(run: Facts, file: Path, sha256: str, urls: list[str]) -> bool:

@@ -82,7 +82,7 @@ class Courier:
     @property
     def is_up(self) -> bool:
         """Whether the store has answered the last time."""
-        return self._sink.confirmed > 0 and self._sink.problem is None
+        return self._sink.is_up
 
     def is_down(self, until: float = float("inf")) -> bool:
         """Whether waiting for it up to `until` (`time.monotonic`) would only hold things up."""
@@ -125,6 +125,10 @@ class Courier:
             self._wake.wait()
             self._wake.clear()
             stop = self._stop  # before the step: what was recorded before `close` is moved
+            self._step()
+        while (pause := self._sink.asked_pause) and not self.is_down():
+            time.sleep(pause)  # who waits for this thread knows of it, and for how long to wait
+            self._seal = True
             self._step()
         self._sink.close()
         if self.is_up:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from tachograph.live import Cursors
 
 
-def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.0) -> list[str]:
+def drain_orphans(
+    folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.0, patience: float = 0.0
+) -> list[str]:
     """Bring the journals of dead processes into their stores; return the writers that are done.
 
     A run that such a process left as running becomes 'lost'. Journals of live processes, and
@@ -47,9 +49,11 @@ def drain_orphans(folder: Path, urls: tuple[str, ...] = (), *, wait: float = 10.
         are served too that are near; one that may be away has to be asked for.
     wait : float, default 10.0
         Seconds to wait for another process that does this here already.
+    patience : float, default 0.0
+        Seconds to wait for a store that is busy.
     """
     done: list[str] = []
-    with Stores() as stores:
+    with Stores(patience) as stores:
         left = _LeftBehind(folder, urls, stores)
         for lane, chosen in left.lanes():
             with alone(lane, wait) as here:
@@ -335,12 +339,13 @@ def mark_lost(backend: Backend, writer: str) -> list[str]:
     return [row["run_id"] for row in runs]
 
 
-def has_journal(folder: Path, url: str) -> bool:
-    """Whether a journal in `folder` goes to that store."""
-    return any(
-        url in facts_of(folder, writer, parts).get("sinks", ())
+def writers_for(folder: Path, url: str) -> list[str]:
+    """Writers whose journals in `folder` go to that store."""
+    return [
+        writer
         for writer, parts in list_journals(folder).items()
-    )
+        if url in sinks_of(facts_of(folder, writer, parts))
+    ]
 
 
 def pending_batches(folder: Path, url: str, cursors: Cursors) -> Iterator[Batch]:
@@ -356,8 +361,7 @@ def pending_batches(folder: Path, url: str, cursors: Cursors) -> Iterator[Batch]
         What the store expects next from each writer.
     """
     derived: dict[str, int] = {}  # several journals may carry the points of one
-    journals = list_journals(folder).items()
-    writers = [one for one, parts in journals if url in sinks_of(facts_of(folder, one, parts))]
+    writers = writers_for(folder, url)
     cursors.of(writers)  # looked up together
     for writer in writers:
         reader = JournalReader(folder, writer, cursors.get(writer, 0))

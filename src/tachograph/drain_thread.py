@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import threading
 import time
 from collections import deque
@@ -134,7 +135,7 @@ class DrainThread:
         if late := self._late():
             say(
                 f"not everything has reached {', '.join(late)} yet; it is safe in "
-                f"{self._recorder.folder} and sent by the next run there, or by `tachograph sync`"
+                f"{self._recorder.folder} and sent by the next run there, or by `{self._command()}`"
             )
         return all(sink.confirmed >= self._journal.next_seq for sink in self._sinks)
 
@@ -147,6 +148,12 @@ class DrainThread:
             elif files := self.freight.waiting(sink.url):
                 late.append(f"{sink.url} ({files} files)")
         return late
+
+    def _command(self) -> str:
+        """What sends the rest, also from another folder than the one with the config file."""
+        urls = self._recorder.config.backend
+        first = next(filter(registry.local_path, urls), urls[0])  # whose folder has the journals
+        return f"tachograph sync --store {shlex.quote(first)}"
 
     def _lags(self, target: int, deadline: float) -> bool:
         return any(sink.confirmed < target and not sink.is_down(deadline) for sink in self._sinks)
@@ -229,7 +236,7 @@ class DrainThread:
             self._orphans_drained = True
             near = tuple(sink.url for sink in self._near)
             drain_orphans(self._recorder.folder, near, wait=0.0)
-        self.freight.step(tuple(courier.url for courier in self._far if courier.is_up))
+        self.freight.step(tuple(sink.url for sink in self._sinks if sink.is_up))
 
     def _examine(self) -> None:
         """Look at the health of what was recorded; what is found goes into the same journal."""

@@ -1,4 +1,4 @@
-"""What is bulky goes to stores far away beside the records, which must not wait for it.
+"""What is bulky goes to stores beside the records, which must not wait for it.
 
 Files, and journals that processes left behind which are gone. Knows threads and folders; knows no
 store and no run.
@@ -11,8 +11,9 @@ import math
 import threading
 from pathlib import Path
 
-from tachograph import outbox
+from tachograph import outbox, registry
 from tachograph.drain import drain_orphans
+from tachograph.patience import LONGEST
 from tachograph.sink import Backoff
 from tachograph.warning import warn_once
 
@@ -52,7 +53,7 @@ class Freight:
         busy = self._thread is not None and self._thread.is_alive()
         if busy or self._stop or not urls or self._backoff.holds():
             return
-        new = tuple(set(urls) - self._visited)
+        new = tuple(url for url in urls if url not in self._visited and registry.is_far(url))
         if new or outbox.waiting(self._folder, urls):
             self._visited |= set(new)
             self._thread = threading.Thread(
@@ -74,7 +75,7 @@ class Freight:
 
     def _work(self, urls: tuple[str, ...], new: tuple[str, ...]) -> None:
         if new:
-            drain_orphans(self._folder, new, wait=0.0)
+            drain_orphans(self._folder, new, wait=0.0, patience=LONGEST)
         self._send(urls)
 
     def _send(self, urls: tuple[str, ...], wait: float = 0.0) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tachograph import registry
-from tachograph.errors import ConfigError, StoreError
+from tachograph.errors import ConfigError, StoreError, StoreNotFound
 from tachograph.records import Row
 from tachograph.redaction import redact_text, redact_value
 from tachograph.values import json_text, plain
+from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.config import Config
@@ -183,20 +184,39 @@ def user_name() -> str | None:
 
 
 def last_attempt(config: Config, run_id: str) -> int:
-    """The latest attempt at a run that a store knows, 0 where none does."""
+    """The latest attempt at a run that a store or a journal for it knows, 0 where none does."""
     from tachograph.backends.base import Condition, Query
     from tachograph.query import open_store
 
     query = Query("attempts", [Condition("run_id", "=", run_id)], ["attempt"])
     latest = 0
     for url in config.backend:
-        with contextlib.suppress(StoreError, ConfigError):
-            store = open_store(url)
-            try:
-                latest = max([latest, *store.read(query)["attempt"]])
-            finally:
-                store.close()
+        try:
+            with open_store(url) as store:
+                attempts = list(store.read(query)["attempt"])
+        except StoreNotFound:
+            continue
+        except (StoreError, ConfigError) as error:
+            attempts = _attempts_that_wait(config, url, run_id)
+            warn_once(f"{url} cannot be asked which attempts at run {run_id} there were: {error}")
+        latest = max([latest, *attempts])
     return latest
+
+
+def _attempts_that_wait(config: Config, url: str, run_id: str) -> list[int]:
+    """Attempts at a run that journals hold for a store that cannot be asked."""
+    from tachograph import drain
+    from tachograph.journal_reader import read_batches
+    from tachograph.recorder import get_recorder
+
+    folder = get_recorder(config).folder
+    return [
+        row["attempt"]
+        for writer in drain.writers_for(folder, url)
+        for batch in read_batches(folder, writer, 0, 8 << 20)
+        for row in batch.rows.get("attempts", ())
+        if row["run_id"] == run_id
+    ]
 
 
 def tagged(config: Config, key: str) -> dict[str, str]:

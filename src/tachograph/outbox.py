@@ -1,4 +1,4 @@
-"""Files on their way to stores far away: their content is kept here until all of them have it.
+"""Files on their way to stores that may be away: kept here until all of them have the content.
 
 The outbox is a folder beside the journals, shared by the processes of a machine. Each file has a
 sidecar ``<sha256>.json``, a list of the stores that still need it. Knows no run and no journal.

@@ -67,7 +67,9 @@ def open_store(url: str | None = None, *, config: Any = None, create: bool = Fal
     configured = address in loaded.backend
     urls = loaded.backend if configured else (address,)
     folder = registry.journal_folder(urls, loaded.journal if configured else None)
-    waiting = drain.has_journal(folder, address)  # for a store that is perhaps about to be made
+    waiting = bool(
+        drain.writers_for(folder, address)
+    )  # for a store that is perhaps about to be made
     if waiting and registry.is_far(address):  # where it is away, nobody waits for it twice
         with contextlib.suppress(StoreNotFound):
             registry.open_backend(address).close()

@@ -138,6 +138,11 @@ class Sink:
         except Exception as error:  # a store of another package may raise anything
             self._fail(error)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the store has answered the last time."""
+        return self.confirmed > 0 and self.problem is None
+
     def is_down(self, until: float = float("inf")) -> bool:
         """Whether waiting for it up to `until` (`time.monotonic`) would only hold up the training.
 
@@ -146,6 +151,11 @@ class Sink:
         """
         waited = self.confirmed < self._given_up
         return waited or self._backoff.failures >= PATIENCE or self._backoff.asked_until > until
+
+    @property
+    def asked_pause(self) -> float:
+        """Seconds for which it still asks to be left alone; 0 where it does not."""
+        return max(0.0, self._backoff.asked_until - time.monotonic())
 
     def give_up(self, seq: int) -> None:
         """Wait no more for the store, until it has all records before this one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,8 +23,8 @@ import tachograph
 from tachograph import drain, drain_thread, outbox, recorder
 from tachograph.backends import remote
 from tachograph.backends.remote_http import Patience
-from tachograph.errors import StoreError
-from tachograph.journal_reader import list_journals
+from tachograph.errors import StoreError, TachographWarning
+from tachograph.journal_reader import list_journals, read_batches
 
 STEPS = 500
 DEADLINE = 0.5
@@ -176,7 +178,8 @@ def test_a_training_goes_on_as_without_a_server(
     assert "tachograph sync" in told[0]
     waiting = [
         step
-        for batch in drain.pending_batches(journals, faulty_servers[fault].url, {})
+        for writer in drain.writers_for(journals, faulty_servers[fault].url)
+        for batch in read_batches(journals, writer, 0, 1 << 20)
         for block in batch.blocks
         if "loss" in block.series.names
         for step in (row[2] for row in block.unpack())
@@ -311,8 +314,11 @@ def test_a_process_ends_though_its_server_hangs(
         lines = done.stderr.splitlines()
         assert [line[:38] for line in lines] == ["tachograph: not everything has reached"] * 2
         faulty.heal()
-        assert len(drain.drain_orphans(journals)) == 2
-        assert outbox.send(journals) == {}
+        (command,) = re.findall(r"`tachograph (sync .*)`", lines[1])
+        sync = [sys.executable, "-m", "tachograph", *shlex.split(command)]
+        subprocess.run(sync, env=os.environ, cwd=tmp_path, check=True, capture_output=True)
+        assert list_journals(journals) == {}
+        assert outbox.waiting(journals) == []
         with tachograph.open(faulty.url) as store:
             assert (
                 len(store.series("ending", "parent")) == len(store.series("ending", "child")) == 1
@@ -344,6 +350,22 @@ def test_a_server_that_hangs_holds_up_no_other_store(
         assert run._recorder.backlog()["waiting_bytes"] > 1000
         run.finish()
         assert tachograph.open(local).run(run.run_id).status == "finished"
+
+
+def test_a_run_that_is_resumed_without_its_server_is_another_attempt(
+    journals: Path, tmp_path: Path
+) -> None:
+    """What waits for the server says which attempts there were."""
+    with FaultyServer("refusing") as faulty:
+        config = {"backend": faulty.url, "record": {"exit_deadline": 0.1, "system": False}}
+        with pytest.warns(TachographWarning):
+            with tachograph.start_run(run_id="again", config=config) as run:
+                assert run.attempt == 1
+            with tachograph.start_run(run_id="again", config=config, resume=True) as run:
+                assert run.attempt == 2
+            recorder.close_all()
+    for path in journals.glob("*.journal"):
+        path.unlink()
 
 
 # ---------------------------------------------------------------------------- what others left
