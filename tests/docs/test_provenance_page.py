@@ -1,4 +1,4 @@
-"""The page on provenance has every field of the documents on code, and no other."""
+"""The page on provenance has every field of the documents, and no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from typing import Any
 
 import pytest
 
-from tachograph.provenance import argv, git, notebook, source
+from tachograph import seeding
+from tachograph.provenance import (
+    arguments,
+    argv,
+    configs,
+    container,
+    environment,
+    git,
+    hardware,
+    notebook,
+    numerics,
+    packages,
+    python,
+    seeds,
+    source,
+)
 
 PAGE = Path(__file__).parents[2] / "docs/reference/provenance.md"
 
@@ -26,9 +41,9 @@ def documented(section: str, table: str = "field") -> set[str]:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a changed file that holds a secret, which counts as imported."""
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         (tmp_path / "train.py").write_text("x = 1\n")
-        command = ["git", "-c", "user.name=Ada", "-c", "user.email=a@b", *arguments]
+        command = ["git", "-c", "user.name=Ada", "-c", "user.email=a@b", *words]
         subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "train.py").write_text("password = 'hunter22'\n")
     monkeypatch.setattr(source, "imported", lambda: {str(tmp_path / "train.py"): "train"})
@@ -71,3 +86,33 @@ def test_fields_of_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     unknown = notebook.order(cells, None)
     known = notebook.order(cells, saved)
     assert set(unknown) | set(known) == documented("notebook", "field of `order`")
+
+
+def test_fields_of_the_arguments(tmp_path: Path) -> None:
+    """Section `arguments`, and its files; `artifact` is there once a file was kept."""
+    assert set(arguments.collect()) == documented("arguments")
+    (tmp_path / "good.json").write_text("{}")
+    (tmp_path / "bad.json").write_text("{")
+    files = [configs.read(tmp_path / name).document for name in ("good.json", "bad.json")]
+    found = {"artifact"}.union(*files)
+    assert found == documented("arguments", "field of a file")
+
+
+def test_fields_of_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections `seeds`, with a field per loaded library, and `seeding`."""
+    libraries = set(seeds._READERS)
+    assert set(seeds.collect()) | libraries == documented("seeds")
+    monkeypatch.setattr(seeding, "_last", None)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert set(seeding.seed_everything(1)) | {"runs_since"} == documented("seeding")
+
+
+@pytest.mark.parametrize("section", [packages, python, container, hardware, environment])
+def test_fields_of_the_environment(section: Any) -> None:
+    """Sections on what a run ran in."""
+    assert set(section.collect()) == documented(section.__name__.rpartition(".")[2])
+
+
+def test_fields_of_numerics() -> None:
+    """Section `numerics`, with a field per loaded library."""
+    assert set(numerics.collect()) | set(numerics._READERS) == documented("numerics")

@@ -97,6 +97,15 @@ def test_a_package_that_is_worked_on_names_the_commit_of_its_folder(
         "package",
     )
     assert worked["folder"] == str(repository / "package")
+    assert set(worked) == {
+        "url",
+        "editable",
+        "folder",
+        "commit",
+        "remote",
+        "dirty",
+        "in_repository",
+    }
     assert origins()["copied"]["commit"] is None
     assert origins()["copied"]["editable"] is False
     (repository / "package/a.py").write_text("a = 2\n")
