@@ -48,6 +48,9 @@ if importlib.util.find_spec("httpx") is None:  # imported much later, but missed
 
 GREETING = Patience(connect=5.0, silence=10.0, total=15.0)
 WRITING = Patience(connect=5.0, silence=15.0, total=30.0)
+LONGEST_INTERVAL = 300.0
+"""Seconds between batches, whatever a server wishes for."""
+
 _HEADERS = {"Content-Type": MEDIA_TYPE, "Content-Encoding": "deflate"}
 
 
@@ -95,7 +98,7 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
         self._pace = _pace_of(self.url)
         self.batch_bytes = self._pace.size
         if not create:
-            document(self._connection.ask("GET", "", patience=GREETING))
+            self.about()
 
     def write(self, batch: Batch) -> int:
         """Send a batch, in pieces where it is large, and return the number expected next.
@@ -144,8 +147,8 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
         if response.status_code == 409:
             raise Gap(batch.writer, self._number(answer.get("error"), "expected"), batch.first)
         self._pace.took(len(payload), time.monotonic() - started)
-        interval = answer.get("interval", self.first_interval)
-        self.longest_interval = max(self.first_interval, float(interval))
+        if isinstance(interval := answer.get("interval"), int | float):
+            self.longest_interval = min(max(self.first_interval, interval), LONGEST_INTERVAL)
         return self._number(answer, "next")
 
     def _number(self, answer: Any, name: str) -> int:
