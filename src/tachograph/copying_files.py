@@ -48,6 +48,7 @@ def send_files(
     missing = sorted(kept.keys() - {sha256 for sha256, _ in destination.list_artifacts()})
     total = sum(kept[sha256] for sha256 in missing)
     sent: list[int] = []
+    done = 0
     with tempfile.TemporaryDirectory() as folder:
         for sha256 in missing:
             path = Path(folder, sha256)
@@ -56,7 +57,8 @@ def send_files(
             destination.put_artifact(path, sha256)
             path.unlink()
             sent.append(kept[sha256])
-            progress("files", sum(sent), total)
+            done += kept[sha256]
+            progress("files", done, total)
     return sent
 
 
