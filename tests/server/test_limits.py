@@ -134,13 +134,13 @@ def test_requests_hold_together_no_more_than_the_limit(monkeypatch: pytest.Monke
         await asyncio.sleep(0.05)
         assert not waiting.done()
         intake.release(first)
-        await asyncio.wait_for(waiting, 0.5)
+        await waiting
         assert intake.bytes == 50_000
 
         started = time.monotonic()
         with pytest.raises(Busy):
             await intake.reserve(first, 80_000)
-        assert 0.25 < time.monotonic() - started < 5.0
+        assert time.monotonic() - started > 0.25
         intake.release(second)
         intake.release(second)  # what is given back twice is counted once
         assert intake.bytes == 0
