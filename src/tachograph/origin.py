@@ -67,9 +67,11 @@ class Beside:
         entry, here = str(argv.entry_folder()), argv.working_directory() or os.sep
 
         def record() -> None:
+            from tachograph.provenance.parsers import hydra_files
             from tachograph.run_code import RunCode
 
-            self._code = RunCode(self._run, entry, here, given)
+            files = [*given, *map(Path, hydra_files())]
+            self._code = RunCode(self._run, entry, here, files)
             self._code.record()
 
         self._recorder.in_background(record)

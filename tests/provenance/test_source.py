@@ -258,6 +258,31 @@ def test_of_two_processes_of_torchrun_rank_0_records_the_code(
     assert len(run.store.sql("select distinct rank from writers")) == 2
 
 
+def test_files_that_hydra_composes_are_config_files(repository: Path, program: Program) -> None:
+    """Those of the groups that were chosen, wherever the job stands."""
+    pytest.importorskip("hydra")
+    for name, text in {
+        "main": "defaults:\n  - model: small\nlr: 1\n",
+        "model/small": "size: 1\n",
+        "model/large": "size: 9\n",
+    }.items():
+        file = repository / f"conf/{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    script = (
+        "import hydra\n"
+        "@hydra.main(config_path='conf', config_name='main', version_base=None)\n"
+        "def train(config):\n    import tachograph\n    tachograph.start_run().finish()\n"
+        "train()\n"
+    )
+    write(repository, {"train": script})
+    run = program.run(repository, "train.py", "model=large", "hydra.job.chdir=true")
+    assert {key for key in run.states() if key.endswith(".yaml")} == {
+        "project/conf/main.yaml",
+        "project/conf/model/large.yaml",
+    }
+
+
 # ---------------------------------------------------------------------------- policy
 
 

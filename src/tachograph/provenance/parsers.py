@@ -7,6 +7,7 @@ Only libraries that are loaded are looked for. Copies what it finds and keeps no
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -112,6 +113,20 @@ def hydra_job() -> dict[str, Any] | None:
         "output_directory": hydra.runtime.output_dir,
         "output_subdirectory": hydra.output_subdir,
     }
+
+
+def hydra_files() -> list[str]:
+    """The files that Hydra has composed the configuration of, where they lie in folders."""
+    module: Any = sys.modules.get("hydra.core.hydra_config")
+    if module is None or not module.HydraConfig.initialized():
+        return []
+    hydra = module.HydraConfig.get()
+    folders = [one.path for one in hydra.runtime.config_sources if one.schema == "file"]
+    chosen = hydra.runtime.choices.items()  # a group may have a package behind '@'
+    names = [hydra.job.config_name, *(f"{key.partition('@')[0]}/{name}" for key, name in chosen)]
+    files = [f"{str(name).removesuffix('.yaml')}.yaml" for name in names]
+    paths = (os.path.join(folder, file) for folder in folders for file in files)
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def _click() -> Iterator[Parsed]:
