@@ -605,6 +605,19 @@ def test_edit_is_later_than_what_a_tail_holds(
     assert store.run("r").name == "mine"
 
 
+def test_edit_of_a_run_in_a_tail_is_seen_at_once(memory: Backend) -> None:
+    """What was read of the store for the tail is read anew after a change."""
+    batches = whole()
+    memory.write(batches[0])
+    store = Store(memory, tails=lambda _: batches[1:])
+    assert len(store.series("r", "loss")) > 0
+    store.tag("r", k="mine")
+    assert store.run("r").tags == {"k": "mine"}
+    store.delete("r")
+    assert [row["run_id"] for row in store.runs(children=True)] == ["late"]
+    assert len(store.read(Query("metrics"))) == 0
+
+
 # ---------------------------------------------------------------------------- opening
 
 
