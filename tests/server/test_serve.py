@@ -319,6 +319,16 @@ def test_a_body_that_comes_byte_by_byte_is_answered_with_408(server: Any) -> Non
     assert time.monotonic() - started < 40  # at ten bytes a second all would take 100 s
 
 
+def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_comes(server: Any) -> None:
+    """Nothing of it is waited for; whoever asks first whether to go on sends nothing of it."""
+    head = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.token}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000000000\r\n"
+    for expects in ("", "Expect: 100-continue\r\n"):
+        with _connect(server, f"{head}{expects}\r\n") as connection:
+            answer = _read_to_end(connection)
+        assert answer.startswith(b"HTTP/1.1 413"), answer
+
+
 @pytest.mark.parametrize("token", [True, False])
 def test_a_body_without_end_is_cut_off(server: Any, token: bool) -> None:
     """Chunks for ever, with a token or without: an answer, an end, and no memory."""
