@@ -296,6 +296,21 @@ def test_run_cannot_be_moved_out_of_a_tokens_projects(
     assert send(points("z"), "fraud").status_code == 200
 
 
+def test_run_that_changes_often_stays_where_it_is(send: Send, settle: Callable[[], None]) -> None:
+    """The latest row decides, in whatever order and number they come."""
+    times = [5, 90, 7, 30, 1, 60, 2, 80, 3, 70, 4, 50]
+    projects = ["churn" if time == max(times) else "fraud" for time in times]
+    rows = [
+        {"run_id": "r", "project": project, "changed_at": START + time}
+        for time, project in zip(times, projects, strict=True)
+    ]
+    rows.append({"run_id": "r", "root_id": "r", "changed_at": START})
+    assert send(make_batch("w", 0, runs=rows)).status_code == 200
+    settle()
+    assert send(points("x"), "fraud").status_code == 403
+    assert send(points("x"), "churn").status_code == 200
+
+
 def test_deleted_run_is_nobody_elses(send: Send, settle: Callable[[], None]) -> None:
     """A token for another project cannot bring back what it then may read."""
     assert send(run("w", "r", "churn")).status_code == 200

@@ -285,7 +285,7 @@ class Inbox:
         if time.monotonic() < self._beat_due:
             return
         self._beat_due = time.monotonic() + _BEAT_SECONDS
-        with self._lock:
+        with self._lock, contextlib.suppress(Busy):
             while self._heartbeats:
                 writer, at = self._heartbeats.popitem()
                 self._append(compress(encode(Batch(writer, 0, 0, heartbeat=at))))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tachograph.errors import AccessDenied, Busy
 from tachograph.live import LiveReader
-from tachograph.merge import merge_changes
+from tachograph.merge import change_order, merge_changes
 from tachograph.records import TABLES, Batch, Row
 from tachograph.server.scopes import covered_runs
 from tachograph.tensor_records import TensorRows
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tachograph.server.tokens import Grant
 
 _KEPT = 50_000  # runs
+_MANY = 8  # changes of one run
 _FRESH_SECONDS = 60.0  # others may write to the store as well
 _COLUMNS = ("run_id", "root_id", "project", "changed_at", "writer", "seq")
 
@@ -147,12 +148,26 @@ class Ownership:
         if row in said.rows:
             return False
         said.rows.append(row)
+        if len(said.rows) > _MANY:
+            said.rows = _decisive(said.rows)
         return True
 
     def _take_back(self, rows: Iterable[Row]) -> None:
         for row in rows:
             if (said := self._said.get(row["run_id"])) and row in said.rows:
                 said.rows.remove(row)
+                said.asked_at = float("-inf")  # what it had outdone may be forgotten
+
+
+def _decisive(rows: Iterable[Row]) -> list[Row]:
+    """The latest row that says something of the root, and the latest of the project."""
+    latest = sorted(rows, key=change_order, reverse=True)
+    found: list[Row] = []
+    for column in ("root_id", "project"):
+        row = next((row for row in latest if row[column] is not None), None)
+        if row is not None and row not in found:
+            found.append(row)
+    return found
 
 
 def _runs(batch: Batch) -> tuple[set[str], set[str]]:
