@@ -60,6 +60,13 @@ def test_only_the_seed_may_differ(record: Record) -> None:
     assert len({first, *others}) == 6
 
 
+def test_a_parameter_that_was_taken_back_is_no_difference(record: Record, url: str) -> None:
+    """As if it had never been said."""
+    with tachograph.start_run(config={"backend": url}, params={"lr": 1, "gone": 2}) as run:
+        run.record_rows("params", {"path": "gone", "deleted": 1})
+    assert group(url, run) == record({"lr": 1})
+
+
 def test_a_group_that_the_user_gave_stays(url: str) -> None:
     """Nothing is worked out over it."""
     with tachograph.start_run(config={"backend": url}) as run:

@@ -50,7 +50,9 @@ class Gathered:
                 self._is_given = self._is_given or row.get("group_id") is not None
 
     def _add_param(self, row: Row) -> None:
-        if "changed_at" in row:  # said of the start: all others count for more
+        if row.get("deleted"):
+            self._params.pop(row["path"], None)
+        elif "changed_at" in row:  # said of the start: all others count for more
             self._params.setdefault(row["path"], (row["value"], row["source"]))
         else:
             self._params[row["path"]] = row["value"], row["source"]

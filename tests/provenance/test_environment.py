@@ -33,7 +33,7 @@ def test_the_environment_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     document = told("environment")
     assert document["variables"]["OMP_NUM_THREADS"] == "3"
     assert document["variables"]["TACHOGRAPH_TOKEN"] == "[redacted]"
-    assert document["variables"]["PIP_INDEX_URL"] == "https://[redacted]@host/simple"
+    assert "PIP_INDEX_URL" not in document["variables"]  # see the indexes of packages
     assert {"TACHOGRAPH_TOKEN", "PIP_INDEX_URL", "MY_PASSWORD"} <= set(document["redacted"])
     assert "MY_OWN" not in str(document)
     assert "planted" not in str(document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tachograph.redaction import is_secret_name, redact_environment
+from tachograph.redaction import redact_environment, redact_value
 
 
 def collect() -> dict[str, Any]:
@@ -15,9 +15,8 @@ def collect() -> dict[str, Any]:
     -------
     dict
         `variables`, name to value with secrets redacted; `redacted`, the names of all variables
-        whose value is or looks like a secret, on the list or not.
+        whose value is or holds a secret, on the list or not.
     """
-    variables = redact_environment(os.environ)
-    changed = {name for name, value in variables.items() if value != os.environ.get(name)}
-    named = {name for name, value in os.environ.items() if value and is_secret_name(name)}
-    return {"variables": variables, "redacted": sorted(changed | named)}
+    found = dict(os.environ)
+    secret = [name for name, value in found.items() if redact_value(name, value) != value]
+    return {"variables": redact_environment(found), "redacted": sorted(secret)}
