@@ -133,12 +133,13 @@ class ScriptedServer:
     Attributes
     ----------
     url : str
-    requests : list of bytes
-        Heads of the requests that `read_request` has read.
+    requests, bodies : list of bytes
+        Heads and bodies of the requests that `read_request` has read.
     """
 
     def __init__(self, handler: Handler, context: ssl.SSLContext | None = None) -> None:
         self.requests: list[bytes] = []
+        self.bodies: list[bytes] = []
         self._handler = handler
         self._context = context
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -148,7 +149,7 @@ class ScriptedServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def read_request(self, connection: socket.socket) -> bytes:
-        """The head of the next request, whose body is read too; empty where there is none."""
+        """The head of the next request; empty where there is none."""
         data = b""
         while b"\r\n\r\n" not in data:
             if not (chunk := connection.recv(1 << 16)):
@@ -156,10 +157,11 @@ class ScriptedServer:
             data += chunk
         head, _, body = data.partition(b"\r\n\r\n")
         found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-        left = int(found[1]) - len(body) if found else 0
-        while left > 0:
-            left -= len(connection.recv(1 << 16)) or left
+        length = int(found[1]) if found else 0
+        while len(body) < length and (chunk := connection.recv(1 << 16)):
+            body += chunk
         self.requests.append(head)
+        self.bodies.append(body)
         return head
 
     def close(self) -> None:

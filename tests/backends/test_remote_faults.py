@@ -25,6 +25,7 @@ from tachograph.backends.remote_http import Dropped, Patience, Slow
 from tachograph.errors import AccessDenied, Busy, Full, Gap, StoreError, StoreTooNew
 from tachograph.records import Batch
 from tachograph.testing import make_batch, make_block
+from tachograph.wire import decode, decompress
 
 PATIENCE = Patience(connect=0.4, silence=0.4, total=1.0)
 ASK = Batch("w", 0, 0)
@@ -375,7 +376,7 @@ def test_records_arrive_once_when_the_fault_is_over(
         if heal:
             bad.heal()
         backend = RemoteBackend(f"{bad.url}/{prefix}", create=True)
-        remote._pace_of(backend.url).size = 4_000  # several requests a batch
+        remote._pace_of(backend.url).refused(8_000)  # several requests a batch
         for first, next in ((0, 300), (0, 300), (200, 500)):
             with nullcontext() if heal else pytest.raises(StoreError), within(3):
                 assert backend.write(points("w", first, next)) == next
@@ -417,9 +418,40 @@ def test_share_that_is_used_up_costs_time_and_nothing_else(start: Callable[..., 
     """A batch of several requests gets through a limit that allows one at a time."""
     url = start("sqlite", token_points=2)  # a second, over a minute: 120
     backend = RemoteBackend(url, create=True)
-    remote._pace_of(url).size = 4_000
+    remote._pace_of(url).refused(8_000)
     with pytest.raises(Busy) as caught:
         backend.write(points("w", 0, 300))
     assert 0 < caught.value.retry_after <= 60
     backend.close()
     assert 0 < len(stored(url)) < 300
+
+
+def test_batch_goes_on_where_the_attempt_before_got_to(scripted: Callable[..., Any]) -> None:
+    """A server that has room for two requests at a time gets each record once, and all of them."""
+    sent: list[tuple[int, int]] = []
+    expected = [0]
+
+    def handle(connection: socket.socket) -> None:
+        while server.read_request(connection):
+            batch = decode(decompress(server.bodies[-1], 1 << 20))
+            full = batch.first < batch.next and len(sent) % 3 == 2
+            if batch.first < batch.next:
+                sent.append((batch.first, expected[0]))
+                expected[0] = expected[0] if full else batch.next
+            body = b'{"next": %d}' % expected[0]
+            status = b"503 Busy" if full else b"200 OK"
+            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+            connection.sendall(head + body)
+
+    server = scripted(handle)
+    batch, attempts = points("w", 0, 300), 0
+    while expected[0] < 300:
+        attempts += 1
+        backend = RemoteBackend(server.url, create=True)
+        remote._pace_of(server.url).refused(3_000)  # pieces of 1,500 bytes
+        with suppress(Busy):
+            assert backend.write(batch) == 300
+        backend.close()
+        assert attempts < 10
+    assert attempts > 2
+    assert all(first == wanted for first, wanted in sent)
