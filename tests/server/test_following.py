@@ -16,9 +16,10 @@ import httpx
 import pytest
 from recorded import KINDS, ReadServer, about, error_of, run_row, running
 
-from tachograph.errors import WireError
+from tachograph.backends.base import Query
+from tachograph.errors import StoreError, WireError
 from tachograph.records import Batch
-from tachograph.server import following, news
+from tachograph.server import following, news, tails
 from tachograph.server.news import Position, look
 from tachograph.testing.builders import START, make_batch, make_block
 from tachograph.wire import MEDIA_TYPE, compress, encode
@@ -140,6 +141,43 @@ def test_a_resumed_run_and_later_writers_are_told_too(server: ReadServer) -> Non
         second = look(served, "r", first.position)
     assert sorted(one.kind for one in second.news) == ["event", "point", "status"]
     assert (second.status, second.news[-1].row["status"]) == ("failed", "failed")
+
+
+def test_a_look_that_fails_halfway_loses_nothing(
+    server: ReadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before the store failed is read again with the next look."""
+    server.deliver(*run_batches())
+    start = Position()
+    with server.server.readers.lend() as served:
+        read, asked = served.read, []
+
+        def breaks(query: Query) -> Any:
+            asked.append(query.table)
+            if query.table == "events" and asked.count("events") == 2:
+                raise StoreError("the disk is gone")
+            return read(query)
+
+        monkeypatch.setattr(served, "read", breaks)
+        with pytest.raises(StoreError):
+            look(served, "r", start)
+        assert len(look(served, "r", start).news) == 80 + 2 + 1
+
+
+def test_what_cannot_be_read_yet_is_not_passed_over(
+    server: ReadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that lags too far behind shows less than was received: the rest comes later."""
+    monkeypatch.setattr(tails, "MOST_BYTES", 0)
+    server.deliver(make_batch("w", 0, runs=[run_row("r", 1)]))
+    assert server.server.inbox.flush(20)
+    server.deliver(make_batch("w", 1, blocks=[make_block("r", {"n": [1.0]}, seqs=[1])]))
+    with server.server.readers.lend() as served:
+        first = look(served, "r", Position())
+    assert server.server.inbox.flush(20)
+    with server.server.readers.lend() as served:
+        second = look(served, "r", first.position)
+    assert [one.kind for one in (*first.news, *second.news)] == ["status", "point"]
 
 
 @pytest.mark.parametrize("names", [("loss",), ("acc", "time"), ()])

@@ -32,7 +32,7 @@ from tachograph.listing import SILENT_US
 from tachograph.records import TABLES, Batch, now_us
 from tachograph.server import negotiation, readers
 from tachograph.server.negotiation import choose
-from tachograph.testing.builders import make_batch, make_block
+from tachograph.testing.builders import START, make_batch, make_block
 from tachograph.wire_tables import ARROW, JSON
 
 
@@ -294,6 +294,19 @@ def test_the_store_is_not_asked_for_more_than_an_answer_has(
         assert list(served.read(Query("summaries"))["count"]) == [301]
     assert len(limits) == 3
     assert all(limit is not None and FEW < limit <= FEW + 5 for limit in limits)
+
+
+def test_rows_that_are_replaced_make_room_for_others(few: ReadServer) -> None:
+    """A page from the store is as long as asked, though what just came hides some of its rows."""
+    paths = ["p1", "p2", "p3", "p4", "p5"]
+    owners = dict(zip(paths, ["a", "a", "b", "b", "b"], strict=True))
+    stored = [{"run_id": owners[path], "path": path, "value": "1"} for path in paths]
+    few.deliver(make_batch("w", 0, runs=[run_row("a", 1), run_row("b", 2)], params=stored))
+    assert few.server.inbox.flush(20)
+    gone = [row | {"deleted": 1, "changed_at": START + 10**9} for row in stored[:2]]
+    few.deliver(make_batch("w", 5, params=gone))
+    asked = {"table": "params", "order": ["path"], "limit": 2, "columns": ["path"]}
+    assert list(table_of(few.post("/read", asked))["path"]) == ["p3", "p4"]
 
 
 def test_a_long_series_is_reduced_and_digested_all_the_same(long: ReadServer) -> None:

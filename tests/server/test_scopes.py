@@ -143,6 +143,12 @@ def test_what_is_covered_is_whole(full: ReadServer, table: str, raw: bool) -> No
     assert len(everything) > 0
     covered = table_of(full.post("/read", {"table": table, "raw": raw}, token=full.apple))
     assert any_order([*covered]) == any_order([*everything])
+    others = [["writer", "like", "again%"], ["seq", "<", 30]]
+    found = [
+        table_of(full.post("/read", asked | {"where": where}, token=token))
+        for token, where in ((full.apple, others), (full.admin, [*asked["where"], *others]))
+    ]
+    assert any_order([*found[0]]) == any_order([*found[1]])
     digest = {"table": table, "where": [["run_id", "in", runs]]}
     mine = full.post("/digest", {"table": table}, token=full.apple).json()
     assert mine == full.post("/digest", digest).json()
