@@ -49,13 +49,12 @@ async def write(request: Request, grant: Writer) -> dict[str, Any]:
     server = request.app.state.server
     payload, body = await read_encoded(request)
     loop = asyncio.get_running_loop()
-    expected = await loop.run_in_executor(
-        _threads, _receive, server, grant, media_type, payload, body
-    )
-    return {"next": expected, "interval": server.inbox.interval}
+    return await loop.run_in_executor(_threads, _receive, server, grant, media_type, payload, body)
 
 
-def _receive(server: Server, grant: Grant, media_type: str, payload: bytes, body: bytes) -> int:
+def _receive(
+    server: Server, grant: Grant, media_type: str, payload: bytes, body: bytes
+) -> dict[str, Any]:
     if media_type == JSON:
         batch = from_json(read_json(payload))
         packed = compress(encode(batch))
@@ -65,7 +64,8 @@ def _receive(server: Server, grant: Grant, media_type: str, payload: bytes, body
     server.intake.charge(grant, bytes=len(body), points=batch.points)
     server.metrics.points.inc(batch.points)
     with server.ownership.admit(batch, grant):
-        return server.inbox.receive(packed, batch)
+        expected = server.inbox.receive(packed, batch)
+    return {"next": expected, "interval": server.inbox.interval}
 
 
 @router.get(
