@@ -151,9 +151,12 @@ class DrainThread:
 
     def _command(self) -> str:
         """What sends the rest, also from another folder than the one with the config file."""
-        urls = self._recorder.config.backend
+        urls, folder = self._recorder.config.backend, self._recorder.folder
         first = next(filter(registry.local_path, urls), urls[0])  # whose folder has the journals
-        return f"tachograph sync --store {shlex.quote(first)}"
+        command = f"tachograph sync --store {shlex.quote(first)}"
+        if folder == registry.journal_folder((first,)):
+            return command
+        return f"TACHOGRAPH_JOURNAL={shlex.quote(str(folder))} {command}"
 
     def _lags(self, target: int, deadline: float) -> bool:
         return any(sink.confirmed < target and not sink.is_down(deadline) for sink in self._sinks)

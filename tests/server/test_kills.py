@@ -80,7 +80,7 @@ def test_kills_lose_and_double_nothing(serve: Callable[..., Any], tmp_path: Path
     }
     clients = [Client(server.url, n, tmp_path, environment) for n in range(CLIENTS)]
     for kill in range(KILLS):
-        time.sleep(random.uniform(0.1, 1.0))
+        time.sleep(random.uniform(0.1, 0.8))
         server.kill()
         if kill % 2 and kill // 2 < KILLED_CLIENTS:
             clients[kill // 2].kill()
@@ -94,6 +94,9 @@ def test_kills_lose_and_double_nothing(serve: Callable[..., Any], tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "state").rglob("*.journal"))
     assert server.stop() == 0
+    while list(server.folder.rglob("*.journal")):  # what a busy machine did not store in time
+        server.start()
+        assert server.stop() == 0
     for store in (parquet, sqlite):
         for client in clients:
             check(store, client)
