@@ -238,7 +238,7 @@ def test_token_writes_to_runs_of_its_projects(send: Send, settle: Callable[[], N
     settle()
     assert send(points("w", 1, 4), "churn").status_code == 200
     assert send(points("v"), "churn", "fraud").status_code == 200
-    child = run("c", "child", "churn", root_id="r", parent_id="r")
+    child = run("c", "child", None, root_id="r", parent_id="r")
     assert send(child, "churn").status_code == 200
     settle()
     assert send(points("c", 1, 3, "child"), "churn").status_code == 200

@@ -135,7 +135,7 @@ class Inbox:
     def known(self) -> Mapping[str, int]:
         """The record expected next of the writers whose last ones may not be in the store yet."""
         with self._lock:
-            return self._marks.known(self._commit.durable)
+            return self._marks.ahead(self._commit.durable, self._confirmed())
 
     @property
     def writers(self) -> int:
@@ -247,8 +247,7 @@ class Inbox:
         return self._journal.next_seq
 
     def _confirmed(self) -> int:
-        assert self._recorder is not None
-        return self._recorder.confirmed(self.stores[0])
+        return 0 if self._recorder is None else self._recorder.confirmed(self.stores[0])
 
     # ------------------------------------------------------------------ threads of its own
 

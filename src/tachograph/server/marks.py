@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tachograph.errors import Busy
 
-KEPT = 10_000
+KEPT = 5_000
 """Marks that are held without looking for some that are no longer needed."""
 
 MOST = 300_000
@@ -82,9 +82,13 @@ class Marks:
         if len(kept) >= MOST:
             raise Busy(f"records of {len(kept)} writers wait for the store; this is one too many")
 
-    def known(self, durable: int) -> Mapping[str, int]:
-        """The record expected next of each writer, as far as everything is on the disk."""
+    def ahead(self, durable: int, done: int) -> Mapping[str, int]:
+        """The record expected next of writers, as far as everything is on the disk.
+
+        Of those whose mark is not before `done`: what is, is in the store.
+        """
         return {
             writer: mark.next if mark.position <= durable else mark.durable
             for writer, mark in self._marks.items()
+            if mark.position > done
         }

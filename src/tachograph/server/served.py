@@ -152,10 +152,11 @@ class Served:
 
     def _cursors(self, query: Query) -> Table:
         """What the server expects next, not what its store does: the rest is on its way."""
+        known = self._inbox.known()  # first: what is in the store by then is not among it
         stored = self.backend.read(replace(query, columns=None, order=(), limit=None))
         expected = dict(zip(stored["writer"], stored["next"], strict=True))
         expected = {one: next_ for one, next_ in expected.items() if not one.startswith(RELAY)}
-        for writer, next_ in self._inbox.known().items():
+        for writer, next_ in known.items():
             expected[writer] = max(next_, expected.get(writer, 0))
         rows = [{"writer": writer, "next": next_} for writer, next_ in expected.items()]
         return select(query, rows)
