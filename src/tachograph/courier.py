@@ -116,7 +116,8 @@ class Courier:
     def _patience(self, until: float) -> float:
         if not self.is_down(until):
             return until
-        stuck = self._began is not None and self._began < self._closed_at
+        began = self._began
+        stuck = began is not None and began < self._closed_at
         return min(until, self._closed_at + (0.0 if stuck else QUICK_SECONDS))
 
     def _work(self) -> None:

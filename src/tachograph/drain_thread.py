@@ -6,12 +6,11 @@ Stores that may be slow or away have threads of their own, see `courier` and `fr
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import shlex
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tachograph import registry
@@ -20,7 +19,7 @@ from tachograph.drain import drain_orphans
 from tachograph.freight import Freight
 from tachograph.journal import PART_BYTES, JournalWriter
 from tachograph.sink import Sink
-from tachograph.warning import say, warn_once
+from tachograph.warning import run_task, say, warn_once
 
 if TYPE_CHECKING:
     from tachograph.health.monitor import Monitor
@@ -46,18 +45,15 @@ class DrainThread:
         self.seal_wanted = False
         self._recorder = recorder
         self._journal = journal
-        urls = recorder.config.backend
-        sinks = [
-            Sink(url, recorder.folder, journal.writer, journal.now_us, is_copy=url != urls[0])
-            for url in urls
-        ]
-        self._near = [sink for sink in sinks if not registry.is_far(sink.url)]
         self.freight = Freight(recorder.folder)
-        self._far = [
-            Courier(sink, self._tell, self.freight.finish)
-            for sink in sinks
-            if registry.is_far(sink.url)
-        ]
+        self._near: list[Sink] = []
+        self._far: list[Courier] = []
+        for number, url in enumerate(recorder.config.backend):
+            sink = Sink(url, recorder.folder, journal.writer, journal.now_us, is_copy=number > 0)
+            if registry.is_far(url):
+                self._far.append(Courier(sink, self._tell, self.freight.finish))
+            else:
+                self._near.append(sink)
         self._sinks: list[Sink | Courier] = [*self._near, *self._far]
         self._monitor: Monitor | None = None  # made by the thread, which alone uses it
         self._stop = False
@@ -151,6 +147,8 @@ class DrainThread:
 
     def _command(self) -> str:
         """What sends the rest, also from another folder than the one with the config file."""
+        import shlex  # a start does without
+
         urls, folder = self._recorder.config.backend, self._recorder.folder
         first = next(filter(registry.local_path, urls), urls[0])  # whose folder has the journals
         command = f"tachograph sync --store {shlex.quote(first)}"
@@ -201,10 +199,7 @@ class DrainThread:
             self.wake.wait(TICK_SECONDS)
             self.wake.clear()
             stop = self._stop
-            try:
-                self._tick(stop)
-            except Exception as error:
-                warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
+            run_task(functools.partial(self._tick, stop))
             self._tell()
             if stop:
                 for sink in self._near:
@@ -276,11 +271,3 @@ class DrainThread:
             with contextlib.suppress(OSError):
                 journal.sync()
                 self._synced_seq = seq
-
-
-def run_task(task: Callable[[], None]) -> None:
-    """Run something beside the training: a failure is said once."""
-    try:
-        task()
-    except Exception as error:
-        warn_once(f"recording in the background failed: {type(error).__name__}: {error}")

@@ -7,15 +7,16 @@ store and no run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from pathlib import Path
 
-from tachograph import outbox, registry
+from tachograph import registry
 from tachograph.drain import drain_orphans
 from tachograph.patience import LONGEST
 from tachograph.sink import Backoff
-from tachograph.warning import warn_once
+from tachograph.warning import run_task, warn_once
 
 
 class Freight:
@@ -46,6 +47,8 @@ class Freight:
         """How many files of this process a store does not have yet."""
         if not self._own:
             return 0
+        from tachograph import outbox  # a start does without
+
         return sum(parcel.sha256 in self._own for parcel in outbox.waiting(self._folder, (url,)))
 
     def step(self, urls: tuple[str, ...]) -> None:
@@ -53,11 +56,16 @@ class Freight:
         busy = self._thread is not None and self._thread.is_alive()
         if busy or self._stop or not urls or self._backoff.holds():
             return
-        new = tuple(url for url in urls if url not in self._visited and registry.is_far(url))
+        from tachograph import outbox
+
+        new = tuple(filter(registry.is_far, set(urls) - self._visited))  # the others have theirs
+        self._visited |= set(urls)
         if new or outbox.waiting(self._folder, urls):
-            self._visited |= set(new)
             self._thread = threading.Thread(
-                target=self._work, args=(urls, new), name="tachograph freight", daemon=True
+                target=run_task,
+                args=(functools.partial(self._work, urls, new),),
+                name="tachograph freight",
+                daemon=True,
             )
             with contextlib.suppress(RuntimeError):  # the interpreter is about to end
                 self._thread.start()
@@ -68,10 +76,13 @@ class Freight:
 
     def finish(self, url: str) -> None:
         """Send the files of this process to a store, in the thread that calls."""
-        if self.waiting(url):  # those of others may take longer than the end of this one may
-            self._send((url,), wait=math.inf)
+        run_task(functools.partial(self._finish, url))
 
     # ------------------------------------------------------------------ inside
+
+    def _finish(self, url: str) -> None:
+        if self.waiting(url):  # those of others may take longer than the end of this one may
+            self._send((url,), wait=math.inf)
 
     def _work(self, urls: tuple[str, ...], new: tuple[str, ...]) -> None:
         if new:
@@ -79,6 +90,8 @@ class Freight:
         self._send(urls)
 
     def _send(self, urls: tuple[str, ...], wait: float = 0.0) -> None:
+        from tachograph import outbox
+
         problems = outbox.send(self._folder, urls, wait=wait)
         for url, error in problems.items():
             self._backoff.failed(error)

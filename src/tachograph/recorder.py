@@ -17,11 +17,11 @@ from typing import Any
 from tachograph import host, registry
 from tachograph.config import Config
 from tachograph.drain import delete_journal
-from tachograph.drain_thread import DrainThread, run_task
+from tachograph.drain_thread import DrainThread
 from tachograph.identity import Identity, read_identity
 from tachograph.journal import JournalWriter, SeriesHandle
 from tachograph.records import RELAY, Row, Series, uuid7
-from tachograph.warning import forget_warnings, say, warn_once
+from tachograph.warning import forget_warnings, run_task, say, warn_once
 
 
 class Recorder:

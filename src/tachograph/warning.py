@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 
 from tachograph.errors import TachographWarning
 
@@ -35,6 +36,14 @@ def _outside() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def run_task(task: Callable[[], None]) -> None:
+    """Run something beside the training: a failure is said once."""
+    try:
+        task()
+    except Exception as error:
+        warn_once(f"recording in the background failed: {type(error).__name__}: {error}")
 
 
 def say(message: str) -> None:
