@@ -45,7 +45,7 @@ class Gathered:
                 self._add_param(row)
             elif table == "provenance" and _counts(row["section"]):
                 self._documents[row["section"]] = row["document"]
-            elif table == "runs" and "run_id" not in row:  # else it is said of a part
+            elif table == "runs":
                 self._framework = row.get("framework") or self._framework
                 self._is_given = self._is_given or row.get("group_id") is not None
 

@@ -19,6 +19,7 @@ import typer
 from click.testing import CliRunner
 from typer.testing import CliRunner as TyperRunner
 
+import tachograph
 from tachograph import given
 from tachograph.provenance import arguments, configs, parsers, stack
 from tachograph.provenance.arguments import Arguments, collect
@@ -411,3 +412,39 @@ def test_names_that_clash_are_kept_apart() -> None:
         ("seed", 1, "argv"),
         ("args.lr", 0.2, "argv"),
     ]
+
+
+# ---------------------------------------------------------------------------- in a record
+
+
+@pytest.mark.parametrize("store", ["sqlite:///{}/runs.sqlite", "parquet:///{}/runs"])
+def test_what_was_given_is_recorded_and_what_is_said_counts_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """Parameters with their sources, and the config file to the byte; without a call."""
+    monkeypatch.chdir(tmp_path)
+    content = b'{ "depth": 3, "width": 8 }'
+    (tmp_path / "base.json").write_bytes(content)
+    url = store.format(tmp_path)
+
+    def train(args: argparse.Namespace) -> str:
+        with tachograph.start_run(config={"backend": url}, params={"lr": 0.5}) as run:
+            run.log_params({"depth": 9}, source="framework")
+            run._recorder.flush()  # what is read beside the training comes after that
+        return run.run_id if args.lr else ""
+
+    run_id = train(argparse.Namespace(config="base.json", lr=0.1, epochs=2))
+    with tachograph.open(url) as opened:
+        record = opened.run(run_id)
+        found = {row["path"]: (row["value"], row["source"]) for row in opened.params(run_id)}
+        (file,) = record.provenance["arguments"]["files"]
+        (kept,) = [row for row in record.artifacts if row["kind"] == "config"]
+        assert opened.open_artifact(kept["sha256"]).read() == content
+    assert found == {
+        "config": ("base.json", "argv"),
+        "lr": (0.5, "user"),
+        "epochs": (2, "argv"),
+        "depth": (9, "framework"),
+        "width": (8, "config file"),
+    }
+    assert (kept["path"], kept["sha256"]) == (file["artifact"], file["sha256"])
