@@ -36,7 +36,7 @@ def seqs(batch: Batch) -> list[int]:
     return of_points + [row["seq"] for rows in batch.rows.values() for row in rows]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(batch=batches(), data=st.data())
 def test_two_halves_are_the_whole(batch: Batch, data: st.DataObject) -> None:
     """Cut anywhere, nothing is in both parts or in none; joined, it is what it was."""

@@ -57,7 +57,7 @@ def _micros(row: bytes) -> int:
     return int.from_bytes(row[8:16], "little", signed=True) // 1000
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(batches())
 def test_every_batch_comes_back_as_it_was(batch: Batch) -> None:
     """Every table, every bit of a value, steps and numbers of any size, packed statistics."""
@@ -300,9 +300,9 @@ def test_damaged_compression_is_refused(body: bytes, said: str) -> None:
 
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
 def test_bombs_take_no_more_memory_than_is_allowed(pack: Callable[[bytes], bytes]) -> None:
-    """A body of kilobytes that unpacks to a hundred megabytes is left before that."""
-    bomb = pack(bytes(100 << 20))
-    assert len(bomb) < 200_000
+    """A body of kilobytes that unpacks to megabytes is left before that."""
+    bomb = pack(bytes(32 << 20))
+    assert len(bomb) < 100_000
     tracemalloc.start()
     with pytest.raises(TooLarge, match="more than 1048576 bytes"):
         decompress(bomb, 1 << 20)
@@ -430,7 +430,7 @@ def _decoded(payload: bytes) -> Batch | None:
     return None
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(spoiled() | st.binary(max_size=200) | st.binary(max_size=99).map(b"TGB1".__add__))
 def test_nothing_but_a_wire_error_comes_out_of_a_spoiled_payload(payload: bytes) -> None:
     """Whatever the bytes are; and what is taken for a batch can be sent on as it is."""
@@ -438,7 +438,7 @@ def test_nothing_but_a_wire_error_comes_out_of_a_spoiled_payload(payload: bytes)
         assert content(decode(encode(batch))) == content(batch)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     _JSON | st.builds(lambda key, value: plain() | {key: value}, st.sampled_from([*plain()]), _JSON)
 )
