@@ -168,16 +168,18 @@ def test_what_cannot_be_read_yet_is_not_passed_over(
     server: ReadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that lags too far behind shows less than was received: the rest comes later."""
+    blocks = [make_block("r", {"n": [1.0]}, seqs=[1])]
+    server.deliver(make_batch("w", 0, runs=[run_row("r", 1)], blocks=blocks))
+    assert server.server.inbox.flush(20)
     monkeypatch.setattr(tails, "MOST_BYTES", 0)
-    server.deliver(make_batch("w", 0, runs=[run_row("r", 1)]))
-    assert server.server.inbox.flush(20)
-    server.deliver(make_batch("w", 1, blocks=[make_block("r", {"n": [1.0]}, seqs=[1])]))
+    server.deliver(make_batch("w", 2, blocks=[make_block("r", {"n": [2.0]}, seqs=[2])]))
     with server.server.readers.lend() as served:
-        first = look(served, "r", Position())
+        before = look(served, "r", Position())
     assert server.server.inbox.flush(20)
     with server.server.readers.lend() as served:
-        second = look(served, "r", first.position)
-    assert [one.kind for one in (*first.news, *second.news)] == ["status", "point"]
+        after = look(served, "r", before.position)
+    told = [one.row["value"] for one in (*before.news, *after.news) if one.kind == "point"]
+    assert told == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("names", [("loss",), ("acc", "time"), ()])
