@@ -24,16 +24,10 @@ from tachograph.backends.base import (
     SupportsReduction,
     SupportsSQL,
 )
+from tachograph.backends.remote_errors import Dropped, Patience, Slow, document
 from tachograph.backends.remote_files import RemoteFiles
 from tachograph.backends.remote_following import RemoteFollowing
-from tachograph.backends.remote_http import (
-    Connection,
-    Dropped,
-    Patience,
-    Slow,
-    document,
-    to_json,
-)
+from tachograph.backends.remote_http import Connection
 from tachograph.backends.remote_pace import Pace, cut
 from tachograph.backends.remote_reading import RemoteReading
 from tachograph.errors import Gap, StoreError, TooLarge
@@ -165,9 +159,7 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
 
     def gc(self, *, dry_run: bool = True) -> Garbage:
         """Find, and unless `dry_run` free, the rows and files of deleted runs."""
-        answer = document(
-            self._connection.ask("POST", "/gc", content=to_json({"dry_run": dry_run}))
-        )
+        answer = document(self._post("/gc", {"dry_run": dry_run}))
         return Garbage(
             tuple(answer["runs"]), answer["points"], tuple(answer["artifacts"]), answer["bytes"]
         )

@@ -12,13 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from tachograph.backends.remote_http import (
-    Connection,
-    Dropped,
-    Patience,
-    Slow,
-    document,
-)
+from tachograph.backends.remote_errors import Dropped, Patience, Slow, document
+from tachograph.backends.remote_http import Connection
 from tachograph.backends.remote_pace import Pace
 from tachograph.errors import StoreError
 from tachograph.wire_tables import JSON, table_from_json
@@ -73,7 +68,9 @@ class RemoteFiles:
 
     def list_artifacts(self) -> Iterator[tuple[str, int]]:
         """Digest and bytes of every kept file."""
-        response = self._connection.ask("GET", "/artifacts", headers={"Accept": JSON})
+        response = self._connection.ask(
+            "GET", "/artifacts", patience=SENDING, headers={"Accept": JSON}
+        )
         found = table_from_json(response.content)
         yield from zip(found["sha256"], found["bytes"], strict=True)
 

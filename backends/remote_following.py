@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tachograph.backends.remote_http import Closed, Connection, Patience
+from tachograph.backends.remote_errors import Closed, Patience
+from tachograph.backends.remote_http import Connection
 from tachograph.errors import AccessDenied, StoreError, StoreNotFound, StoreTooNew
 from tachograph.records import Row
 

@@ -5,15 +5,17 @@ Knows queries and tables; `remote_http` knows how to ask.
 
 from __future__ import annotations
 
+import json
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Bounds, Condition, Query, table_columns
-from tachograph.backends.remote_http import Connection, document, to_json
+from tachograph.backends.remote_errors import Patience, document
+from tachograph.backends.remote_http import Connection
 from tachograph.errors import QueryError, StoreError, TooLarge, WireError
 from tachograph.merge import select
 from tachograph.records import TABLES
@@ -26,6 +28,11 @@ from tachograph.wire_tables import (
     table_from_arrow,
     table_from_json,
 )
+
+if TYPE_CHECKING:
+    import httpx
+
+READING = Patience(connect=5.0, silence=60.0, total=600.0)
 
 PAGE_ROWS = 500_000
 """Rows that are asked for at once where all are too many for the server; fewer where these are."""
@@ -61,14 +68,13 @@ class RemoteReading:
         self, text: str, parameters: Sequence[Any] = (), *, bounds: Bounds | None = None
     ) -> Table:
         """Run one SELECT; QueryError for anything that would write, or a mistake in it."""
-        found = self._post("/sql", {"text": text, "parameters": [*parameters]})
+        found = self._table(self._post("/sql", {"text": text, "parameters": [*parameters]}))
         return found if bounds is None else found.take(range(min(len(found), bounds.rows)))
 
     def digest(self, table: str, where: Sequence[Condition], without: Sequence[str]) -> str:
         """The digest of rows of a table, worked out by the server."""
         asked = {"table": table, "where": conditions_to_json(where), "without": [*without]}
-        response = self._connection.ask("POST", "/digest", headers=_HEADERS, content=to_json(asked))
-        return str(document(response)["digest"])
+        return str(document(self._post("/digest", asked))["digest"])
 
     def list_runs(
         self,
@@ -97,19 +103,27 @@ class RemoteReading:
 
     def _read_once(self, query: Query) -> Table:
         arrow = self._likes_arrow or sys.modules.get("pyarrow") is not None
-        found = self._post("/read", query_to_json(query), _EITHER if arrow else _HEADERS)
+        headers = _EITHER if arrow else _HEADERS
+        found = self._table(self._post("/read", query_to_json(query), headers))
         if len(found) >= MANY_ROWS and not arrow:
             self._likes_arrow = find_spec("pyarrow") is not None
         return found
 
     def _get(self, path: str, params: dict[str, Any]) -> Table:
-        return self._table(self._connection.ask("GET", path, headers=_HEADERS, params=params))
+        return self._table(
+            self._connection.ask("GET", path, patience=READING, headers=_HEADERS, params=params)
+        )
 
-    def _post(self, path: str, asked: Any, headers: Mapping[str, str] = _HEADERS) -> Table:
-        content = to_json(asked)
-        return self._table(self._connection.ask("POST", path, headers=headers, content=content))
+    def _post(self, path: str, asked: Any, headers: Mapping[str, str] = _HEADERS) -> httpx.Response:
+        try:
+            content = json.dumps(asked, separators=(",", ":"), allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise QueryError(f"this cannot be sent to a server: {error}") from error
+        return self._connection.ask(
+            "POST", path, patience=READING, headers=headers, content=content
+        )
 
-    def _table(self, response: Any) -> Table:
+    def _table(self, response: httpx.Response) -> Table:
         is_arrow = response.headers.get("Content-Type") == ARROW
         try:
             return (table_from_arrow if is_arrow else table_from_json)(response.content)
