@@ -37,6 +37,7 @@ class Status:
     ahead: int | None = None
     changed: dict[str, str] = field(default_factory=dict)
     untracked: dict[str, None] = field(default_factory=dict)
+    tracked: frozenset[str] | None = None  # where it was asked for
 
     def __post_init__(self) -> None:
         for entry in self.listing.split("\0"):
@@ -99,14 +100,20 @@ def states(root: Path, paths: Sequence[str], known: Status | None = None) -> dic
     GitError
         Git could not say.
     """
-    few = ("--", *paths) if len(paths) <= _FEW else ()
     if known is None:
+        few = ("--", *paths) if len(paths) <= _FEW else ()
         known = Status(ask(root, "--literal-pathspecs", *_STATUS, *few))
-    tracked = set(ask(root, "--literal-pathspecs", "ls-files", "-z", *few).split("\0"))
-    return {path: _state(path, known, tracked) for path in paths}
+        known.tracked = _tracked(root, *few)
+    if known.tracked is None:
+        known.tracked = _tracked(root)
+    return {path: _state(path, known, known.tracked) for path in paths}
 
 
-def _state(path: str, status: Status, tracked: set[str]) -> str:
+def _tracked(root: Path, *few: str) -> frozenset[str]:
+    return frozenset(ask(root, "--literal-pathspecs", "ls-files", "-z", *few).split("\0"))
+
+
+def _state(path: str, status: Status, tracked: frozenset[str]) -> str:
     if path in status.changed:
         return "changed"
     if path in status.untracked:

@@ -86,6 +86,7 @@ class Source:
         self._entries: dict[str, Document] = {}
         self._left_out: dict[str, str] = {}
         self._secret: set[str] = set()
+        self._seen: set[str] = set()
         self._bytes = 0
         self.git = self._add_main()
         self._entry = _entry(self._trees)
@@ -95,8 +96,10 @@ class Source:
 
         A file that is known already stays as it was, for that is what was imported.
         """
-        modules = {**dict.fromkeys(self._given, ""), **imported()}
-        known = self._entries.keys() | self._left_out.keys() | self._secret
+        now = {**dict.fromkeys(self._given, ""), **imported()}
+        modules = {file: module for file, module in now.items() if file not in self._seen}
+        self._seen |= modules.keys()
+        known = self._entries.keys() | self._left_out.keys() | self._secret  # by another link
         new = [file for file in self._trees.place(modules) if file.key not in known]
         for tree in self._trees:
             if tree.name not in self._described:

@@ -72,6 +72,7 @@ class Trees:
         self.main = Tree(MAIN, _repository(real) or real, _repository(real) is not None)
         self._entry = os.path.abspath(entry)
         self._by_root = {self.main.root: self.main}
+        self._repositories: dict[str, str | None] = {}  # of folders that were looked at
 
     def __iter__(self) -> Iterator[Tree]:
         return iter(sorted(self._by_root.values(), key=lambda tree: tree.name))
@@ -104,13 +105,18 @@ class Trees:
 
     def _tree(self, real: str, module: str) -> Tree | None:
         """The tree of an imported file, found by its nearest repository."""
-        repository = _repository(os.path.dirname(real))
+        repository = self._repository(os.path.dirname(real))
         if _is_below(real, self.main.root):
             nested = repository is not None and len(repository) > len(self.main.root)
             return self._known(str(repository), True) if nested else self.main
         if repository is None and is_generated(real, module):
             return None
         return self._known(repository or import_root(real, module), repository is not None)
+
+    def _repository(self, folder: str) -> str | None:
+        if folder not in self._repositories:
+            self._repositories[folder] = _repository(folder)
+        return self._repositories[folder]
 
     def _innermost(self, path: str) -> Tree | None:
         """The known tree that a path lies in."""
