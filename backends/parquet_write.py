@@ -17,7 +17,7 @@ from tachograph.errors import Gap
 from tachograph.records import TABLES, Batch, MetricBlock, Row
 from tachograph.tensor_records import TensorRows
 
-_KEPT_WRITERS = 64
+_KEPT_WRITERS = 1000
 _KEPT_SERIES = 100_000
 """Writers and series whose summaries are held in memory; others are read again."""
 
