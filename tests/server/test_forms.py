@@ -423,13 +423,14 @@ def test_a_body_of_another_kind_is_refused(full: ReadServer) -> None:
     assert error_of(answer) == (400, "malformed")
 
 
-def test_a_filter_cannot_stop_the_server(full: ReadServer) -> None:
-    """A pattern that would take years to try is answered at once."""
+def test_a_filter_cannot_stop_the_server(few: ReadServer) -> None:
+    """A pattern that would take years to try in all ways is answered at once."""
+    few.deliver(make_batch("w", 0, runs=[run_row("r", 1, name="a" * 80)]))
     started = time.monotonic()
-    for pattern in ("%a" * 40 + "b", "_%" * 40):
-        answer = full.get("/runs", params={"where": f"name like '{pattern}'"})
-        assert answer.status_code == 200
-    assert time.monotonic() - started < 2
+    answer = few.get("/runs", params={"where": f"name like '{'%a' * 20}b'"})
+    assert len(table_of(answer)) == 0
+    assert len(table_of(few.get("/runs", params={"where": f"name like '{'%a' * 20}'"}))) == 1
+    assert time.monotonic() - started < 5
 
 
 # ---------------------------------------------------------------------------- about, garbage
