@@ -15,7 +15,7 @@ from tachograph import recorder, registry
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
 from tachograph.courier import Courier
-from tachograph.errors import StoreError
+from tachograph.errors import Busy, StoreError
 from tachograph.journal import JournalWriter
 from tachograph.records import Batch, Series, uuid7
 from tachograph.sink import Sink
@@ -169,6 +169,47 @@ def test_a_store_that_is_back_at_the_end_is_waited_for(
     recording.courier.close()
     recording.courier.join(time.monotonic() + 20.0)
     assert recording.stored() == 200
+
+
+def test_a_busy_store_is_waited_for_at_the_end(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it asks for, where that is before the deadline; else not at all."""
+    busy = [0.3, 60.0]
+    write = Gated.write
+
+    def write_when_free(store: Gated, batch: Batch) -> int:
+        if batch.next > batch.first and busy:
+            raise Busy("full", busy.pop(0))
+        return write(store, batch)
+
+    monkeypatch.setattr(Gated, "write", write_when_free)
+    recording.log(50)
+    began = time.monotonic()
+    with pytest.warns(match="full"):
+        recording.courier.close()
+        recording.courier.join(began + 30.0)
+    assert 0.3 < time.monotonic() - began < 10.0
+    assert busy == []  # it came back after the first, and was left after the second
+    assert recording.courier.alive
+    assert recording.stored() == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "far"),
+    [
+        ("sqlite:////data/runs.sqlite", False),
+        ("parquet:////data/runs", False),
+        ("parquet:////share/runs", True),
+        ("memory://test", False),
+        ("https://tachograph.lab.example:8765", True),
+        ("s3://bucket/runs", True),
+    ],
+)
+def test_which_stores_get_a_courier(url: str, far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that another machine may keep waiting."""
+    monkeypatch.setattr(registry, "is_network_path", lambda path: Path("/share") in path.parents)
+    assert registry.is_far(url) is far
 
 
 def test_a_process_waits_once_for_a_store_that_hangs(tmp_path: Path, gate: threading.Event) -> None:
