@@ -18,7 +18,7 @@ from tachograph.backends.base import Backend, Query
 from tachograph.backends.memory import MemoryBackend
 from tachograph.cli import main
 from tachograph.drain import alone
-from tachograph.errors import Busy, ConfigError
+from tachograph.errors import Busy, ConfigError, Full
 from tachograph.journal import JournalWriter, part_path
 from tachograph.patience import write_patiently
 from tachograph.records import Batch, Series, now_us, uuid7
@@ -171,11 +171,12 @@ def test_whoever_has_time_waits_for_a_busy_store(monkeypatch: pytest.MonkeyPatch
 
     class Limited(MemoryBackend):
         left = 3
+        answer: type[Busy] = Busy
 
         def write(self, batch: Batch) -> int:
             if self.left:
                 self.left -= 1
-                raise Busy("the token's share is used up", 0.01)
+                raise self.answer("the token's share is used up", 0.01)
             return super().write(batch)
 
     backend = Limited("memory://busy", create=True)
@@ -184,6 +185,9 @@ def test_whoever_has_time_waits_for_a_busy_store(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Busy):
         write_patiently(backend, Batch("w", 5, 6), longest=0.05)
     assert patience.LONGEST > 60
+    backend.left, backend.answer = 1, Full
+    with pytest.raises(Full):
+        write_patiently(backend, Batch("w", 5, 6))
 
 
 # ---------------------------------------------------------------------------- files

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tachograph.errors import Busy
+from tachograph.errors import Busy, Full
 
 if TYPE_CHECKING:
     from tachograph.backends.base import Backend
@@ -24,12 +24,14 @@ def write_patiently(backend: Backend, batch: Batch, longest: float = LONGEST) ->
     Raises
     ------
     Busy
-        It would take more than `longest` seconds in all.
+        It would take more than `longest` seconds in all, or the disk of the server is full.
     """
     deadline = time.monotonic() + longest
     while True:
         try:
             return backend.write(batch)
+        except Full:  # which a person has to see to
+            raise
         except Busy as error:
             if time.monotonic() + error.retry_after > deadline:
                 raise
