@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import recorder, registry
+from tachograph import drain_thread, recorder, registry
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
 from tachograph.courier import Courier
@@ -223,6 +223,27 @@ def test_a_process_waits_once_for_a_store_that_hangs(tmp_path: Path, gate: threa
             run.child("fold").finish()
     assert recorder.get_recorder(run.config).close() is False
     assert 0.9 < time.monotonic() - began < 2.5
+    gate.set()
+
+
+def test_a_store_that_is_away_for_days_takes_no_memory(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it lags is known all the same."""
+    monkeypatch.setattr(drain_thread, "_MOST_MARKS", 16)
+    monkeypatch.setattr(drain_thread, "TICK_SECONDS", 0.005)
+    gate.clear()
+    record = {"system": False, "exit_deadline": 0.1}
+    config = {"backend": f"gated://{uuid7()}", "journal": str(tmp_path), "record": record}
+    began = time.monotonic()
+    with tachograph.start_run(config=config) as run:
+        for step in range(150):
+            run.log({"loss": 1.0}, step=step)
+            time.sleep(0.005)
+        thread: Any = run._recorder._drain
+        assert len(thread._marks) <= 16
+        lag = run._recorder.backlog()["lag_seconds"]
+        assert 0.3 < lag < time.monotonic() - began
     gate.set()
 
 

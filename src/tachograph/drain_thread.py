@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 1.0
 _MUCH_WAITING = 10 << 30
+_MOST_MARKS = 10_000
 
 
 class DrainThread:
@@ -179,6 +180,8 @@ class DrainThread:
     def _mark(self, journal: JournalWriter) -> None:
         """Note when the journal got as far as it is; forget what all stores have by now."""
         if not self._marks or self._marks[-1][1] < journal.next_seq:
+            if len(self._marks) >= _MOST_MARKS:  # after hours a rough answer will do
+                self._marks = deque(tuple(self._marks)[::2])
             self._marks.append((time.monotonic(), journal.next_seq))
         confirmed = self._confirmed()
         while self._marks and self._marks[0][1] <= confirmed:
