@@ -69,7 +69,7 @@ async def openapi(request: Request) -> JSONResponse:
 async def docs(request: Request) -> HTMLResponse:
     """One page that asks nobody else for anything. For any token."""
     # The page needs nothing but its own style; whatever got into it could do nothing.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
     return HTMLResponse(render(describe(request.app)), headers={"Content-Security-Policy": policy})
 
 
