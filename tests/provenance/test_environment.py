@@ -86,6 +86,7 @@ def test_threads_are_those_that_are_used_now(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setenv("HF_TOKEN", "planted")
     before = torch.get_num_threads()
+    first = told("numerics")["pools"]
     try:
         torch.set_num_threads(1)
         with threadpoolctl.threadpool_limits(1):
@@ -96,6 +97,7 @@ def test_threads_are_those_that_are_used_now(monkeypatch: pytest.MonkeyPatch) ->
     assert one["torch"]["threads"] == 1
     assert {pool["num_threads"] for pool in one["pools"].values()} == {1}
     assert told("numerics")["torch"]["threads"] == before
+    assert told("numerics")["pools"] == first
     assert one["numpy"]["blas"]["name"]
     assert one["torch"]["cudnn"] is None or torch.cuda.is_initialized()
 
