@@ -435,7 +435,7 @@ def list_journals(folder: Path) -> dict[str, list[int]]:
 
 
 def first_record(folder: Path, writer: str) -> int | None:
-    """Number of the first record that a journal has, with all that follow it; None where it is gone.
+    """Number of the first record that a journal has, with all behind it; None where it is gone.
 
     Parts are deleted from the front, when all stores have them.
     """
