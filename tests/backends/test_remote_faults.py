@@ -5,6 +5,7 @@ Patience is shortened, so that seconds stand for minutes.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import socket
 import ssl
@@ -201,6 +202,14 @@ def test_garbage_instead_of_http(scripted: Callable[..., Any], sent: bytes) -> N
         connection.sendall(sent)
 
     refused(scripted(handle).url, Dropped, "does not answer")
+
+
+def test_file_that_is_another_is_not_handed_out(answering: Callable[..., Any]) -> None:
+    """A store behind a bad disk or cache: what was asked for by its digest has that digest."""
+    backend = RemoteBackend(answering(200, b"another").url, create=True)
+    with pytest.raises(StoreError, match="gave a file with the digest ae448ac86c4e8e4d"):
+        backend.open_artifact(hashlib.sha256(b"wanted").hexdigest())
+    backend.close()
 
 
 def test_redirect_is_not_followed(answering: Callable[..., Any]) -> None:

@@ -27,6 +27,7 @@ from tachograph.wire_tables import ARROW, JSON
 Start = Callable[..., str]
 
 
+@pytest.mark.slow
 class TestRemoteOverSocket(RemoteContract):
     """The contract on a server that answers on a port, with Arrow, over files."""
 
