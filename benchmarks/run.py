@@ -18,6 +18,8 @@ from common import Busy, Options, Result
 SUBJECTS = (
     "log",
     "store",
+    "server",
+    "server_faults",
     "start",
     "query",
     "training",
