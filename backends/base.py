@@ -55,6 +55,10 @@ class Query:
         writers. True reads all that the store holds: every attempt, tombstones, one summary
         per writer. In raw `runs` a NULL means 'not changed' where the store keeps changes
         apart; merging raw rows by key in order of (changed_at, writer, seq) gives the view.
+    span : str or None
+        A column: instead of rows comes one row per combination of `columns`, which then have to
+        be given, with the columns `SPAN` more: the least and the greatest value of this column,
+        which are NULL where it has none, and the number of rows.
     """
 
     table: str
@@ -63,6 +67,13 @@ class Query:
     order: Sequence[str] = ()
     limit: int | None = None
     raw: bool = False
+    span: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of the answer."""
+        columns = table_columns(self.table) if self.columns is None else self.columns
+        return tuple(columns) if self.span is None else (*columns, *SPAN)
 
     def check(self) -> None:
         """Raise QueryError where the query names a table, column or operator that is not."""
@@ -70,6 +81,9 @@ class Query:
         named = [condition.column for condition in self.where]
         named += [name.removeprefix("-") for name in self.order]
         named += list(self.columns or ())
+        if self.span is not None:
+            named.append(self.span)
+            self._check_span()
         for name in named:
             if name not in known:
                 raise QueryError(
@@ -78,6 +92,16 @@ class Query:
         for condition in self.where:
             if condition.operator not in OPERATORS:
                 raise QueryError(f"unknown operator {condition.operator!r}")
+
+    def _check_span(self) -> None:
+        if not self.columns or set(self.columns) & set(SPAN):
+            raise QueryError(f"a query with a span names its columns, none of them {SPAN}")
+        if hidden := {name.removeprefix("-") for name in self.order} - set(self.columns):
+            raise QueryError(f"a query with a span is sorted by its columns, not {sorted(hidden)}")
+
+
+SPAN = ("first", "last", "count")
+"""Columns that a query with a span has more."""
 
 
 def table_columns(table: str) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from tachograph.backends.base import Condition, Query, table_columns
+from tachograph.backends.base import SPAN, Condition, Query
 from tachograph.backends.parquet_arrays import from_list, to_list
 from tachograph.backends.parquet_files import NO_ROOT, SCHEMAS, Folder
 from tachograph.backends.parquet_merge import (
@@ -58,7 +59,7 @@ class Reader:
         raise StoreError(f"{self._folder.path}: files vanish while they are read")
 
     def _answer(self, query: Query) -> Table:
-        columns = table_columns(query.table) if query.columns is None else query.columns
+        columns = query.names if query.span is None else (*(query.columns or ()), query.span)
         if query.table == "cursors":
             table = self._cursors()
         else:
@@ -67,10 +68,13 @@ class Reader:
             spec = TABLES["metrics" if query.table == "all_metrics" else query.table]
             find = self._growing if spec.grows else self._keyed
             table = find(spec, query, {*columns, *used})
-        table = sort_table(filter_table(table, query.where), query.order)
+        table = filter_table(table, query.where)
+        if query.span is not None:
+            table = _spans(table, query.columns or (), query.span)
+        table = sort_table(table, query.order)
         if query.limit is not None:
             table = table.slice(0, max(0, query.limit))
-        return Table({name: to_list(table[name]) for name in columns})
+        return Table({name: to_list(table[name]) for name in query.names})
 
     def _cursors(self) -> pa.Table:
         names = sorted(path.name for path in (self._folder.hidden / "cursors").iterdir())
@@ -197,6 +201,18 @@ def _schema(spec: TableSpec, names: Iterable[str]) -> pa.Schema:
     schema = SCHEMAS[spec.name]
     wanted = {*names}
     return pa.schema([field for field in schema if field.name in wanted])
+
+
+def _spans(table: pa.Table, columns: Sequence[str], span: str) -> pa.Table:
+    """One row per combination of columns, with the columns `SPAN` about another column."""
+    columns = [*dict.fromkeys(columns)]
+    values = table[span]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    chosen = table.select(columns).append_column("", values)
+    counted: list[Any] = [("", "min"), ("", "max"), ([], "count_all")]
+    grouped = chosen.group_by(columns, use_threads=False).aggregate(counted)
+    return grouped.select([*columns, "_min", "_max", "count_all"]).rename_columns([*columns, *SPAN])
 
 
 def _run_conditions(where: Iterable[Condition]) -> list[Condition]:

@@ -17,7 +17,7 @@ from tachograph.backends.base import Bounds, Condition, Query, table_columns
 from tachograph.backends.remote_errors import Patience, document
 from tachograph.backends.remote_http import Connection
 from tachograph.errors import QueryError, StoreError, TooLarge, WireError
-from tachograph.merge import select
+from tachograph.merge import select, spanned
 from tachograph.records import TABLES
 from tachograph.table import Table
 from tachograph.wire_tables import (
@@ -62,6 +62,8 @@ class RemoteReading:
         try:
             return self._read_once(query)
         except TooLarge:
+            if query.span is not None:
+                return spanned(self.read, query)
             return read_in_pages(self._read_once, query)
 
     def sql(

@@ -10,14 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tachograph.backends.base import (
-    Backend,
-    Bounds,
-    Condition,
-    Garbage,
-    Query,
-    table_columns,
-)
+from tachograph.backends.base import SPAN, Backend, Bounds, Condition, Garbage, Query
 from tachograph.backends.content import KeepsContent
 from tachograph.backends.sqlite_file import connect, identity, open_store
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
@@ -124,14 +117,20 @@ class SQLiteBackend(KeepsContent):
     def read(self, query: Query) -> Table:
         """Read rows; QueryError for an unknown table, column or operator."""
         query.check()
-        columns = tuple(dict.fromkeys(query.columns or table_columns(query.table)))
+        columns = tuple(dict.fromkeys(query.names))
+        selected, grouped = [quote(name) for name in columns], ""
+        if query.span is not None:
+            selected, span = selected[: -len(SPAN)], quote(query.span)
+            grouped = f" GROUP BY {', '.join(selected)}"
+            selected += [f"min({span})", f"max({span})", "count(*)"]
         source = query.table
         if query.raw and source != "cursors":
             source = f"_raw_{source}"
         conditions = [_condition(condition) for condition in query.where]
-        text = f"SELECT {', '.join(map(quote, columns))} FROM {source}"
+        text = f"SELECT {', '.join(selected)} FROM {source}"
         if conditions:
             text += " WHERE " + " AND ".join(condition for condition, _ in conditions)
+        text += grouped
         if query.order:
             text += " ORDER BY " + ", ".join(map(_order, query.order))
         if query.limit is not None:

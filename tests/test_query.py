@@ -561,6 +561,8 @@ def test_points_that_come_before_their_cursor_are_there_once(
         Query("summaries", [Condition("name", "=", "acc")], ["last", "count"]),
         Query("summaries", [Condition("count", ">", 2)], ["name", "count"], ["name"]),
         Query("writers", [Condition("heartbeat_at", "=", START + 77)], ["writer"]),
+        Query("metrics", columns=["name"], order=["-name"], span="step"),
+        Query("runs", [Condition("status", "!=", None)], ["status"], ["status"], 1, span="name"),
     ],
 )
 def test_conditions_hold_for_the_merged_rows(

@@ -17,6 +17,7 @@ from tachograph.merge import (
     merge_changes,
     point_rows,
     select,
+    spanned,
     view,
     visible_points,
 )
@@ -55,6 +56,8 @@ class LiveReader:
         query.check()
         if query.raw or query.table == "cursors" or not self.has_tail():
             return self.backend.read(query)
+        if query.span is not None:
+            return spanned(self.read, query)
         for _ in range(_TRIES):
             merged = self._merged(query, self._tail)
             if merged is None or not self._has_moved():

@@ -8,10 +8,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from tachograph.backends.base import Condition, Query, table_columns
+from tachograph.backends.base import SPAN, Condition, Query
 from tachograph.errors import QueryError
 from tachograph.records import NO_STEP, TABLES, MetricBlock, Row, TableSpec, split_special
 from tachograph.table import Table
@@ -129,6 +130,8 @@ def select(query: Query, rows: Iterable[Row]) -> Table:
     """Filter, sort, cut and project rows as a query says."""
     query.check()
     chosen = [row for row in rows if all(matches(row, test) for test in query.where)]
+    if query.span is not None:
+        chosen = spans(chosen, query.columns or (), query.span)
     for name in reversed(query.order):
         column, descending = name.removeprefix("-"), name.startswith("-")
         known = [row for row in chosen if row[column] is not None]
@@ -136,8 +139,27 @@ def select(query: Query, rows: Iterable[Row]) -> Table:
         chosen = known + [row for row in chosen if row[column] is None]
     if query.limit is not None:
         chosen = chosen[: query.limit]
-    columns = table_columns(query.table) if query.columns is None else query.columns
-    return Table.from_rows(chosen, columns)
+    return Table.from_rows(chosen, query.names)
+
+
+def spanned(read: Callable[[Query], Table], query: Query) -> Table:
+    """The answer to a query with a span, from the rows that it is about."""
+    names = dict.fromkeys([*(query.columns or ()), query.span or ""])
+    rows = read(replace(query, columns=[*names], span=None, order=(), limit=None))
+    return select(replace(query, where=()), rows)
+
+
+def spans(rows: Iterable[Row], columns: Sequence[str], span: str) -> list[Row]:
+    """One row per combination of columns, with the columns `SPAN` about another column."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in columns), []).append(row[span])
+    answer = []
+    for key, values in found.items():
+        known = [value for value in values if value is not None]
+        ends = (min(known, default=None), max(known, default=None), len(values))
+        answer.append(dict(zip((*columns, *SPAN), (*key, *ends), strict=True)))
+    return answer
 
 
 @lru_cache

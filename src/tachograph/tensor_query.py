@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tachograph import histograms
-from tachograph.backends.base import Condition, Query
+from tachograph.backends.base import SPAN, Condition, Query
 from tachograph.errors import QueryError
 from tachograph.facts import decode_context, nearest
 from tachograph.merge import visible_points
@@ -78,24 +78,40 @@ def find(read: Read, wanted: Wanted) -> Table:
 
 
 def index(read: Read, wanted: Wanted) -> Table:
-    """One row per tensor: its key, its first and last step, and how many rows it has."""
-    rows = _merged(read, replace(wanted, step=None), {*_PLACE})
+    """One row per tensor, by run and name: its key, first and last step, and number of rows."""
+    wanted = replace(wanted, step=None)
     seen: dict[Key, list[Any]] = {}
-    for key, step in zip(_keys(rows, SERIES), rows["step"], strict=True):
-        known = seen.get(key)
-        if known is None:
-            seen[key] = [step, step, 1]
-            continue
-        known[2] += 1
-        if step is not None:
-            if known[0] is None or step < known[0]:
-                known[0] = step
-            if known[1] is None or step > known[1]:
-                known[1] = step
+    for key, first, last, count in _spans(read, wanted):
+        known = seen.setdefault(key, [first, last, 0])
+        known[2] += count
+        if first is not None:
+            known[0] = first if known[0] is None else min(known[0], first)
+            known[1] = last if known[1] is None else max(known[1], last)
     place = {run_id: at for at, run_id in enumerate(wanted.run_ids)}
-    found = sorted(((*key, *known) for key, known in seen.items()), key=lambda row: place[row[0]])
+    ordered = sorted(seen, key=lambda key: (place[key[0]], _by_numbers(key[1]), key))
+    found = [(*key, *seen[key]) for key in ordered]
     names = (*SERIES, "first_step", "last_step", "count")
     return Table({name: [row[i] for row in found] for i, name in enumerate(names)})
+
+
+def _by_numbers(name: str) -> list[tuple[str, int]]:
+    """What sorts ``layer2`` before ``layer10``."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _spans(read: Read, wanted: Wanted) -> Iterable[tuple[Key, int | None, int | None, int]]:
+    """Keys, first and last steps, and counts; of one tensor perhaps several times.
+
+    The store works them out where each row counts for itself: a later attempt may hide some, and
+    what ranks hold parts of is there at the steps that all of them have.
+    """
+    found = _fitting(wanted, read(Query("tensors", _conditions(wanted), SERIES, span="step")))
+    is_whole = wanted.ranks != "merge" or not any(_by_value(found["context"], is_shard))
+    if not len(found) or (is_whole and (wanted.attempts == "all" or not _attempts(read, wanted))):
+        return zip(_keys(found, SERIES), *(found[name] for name in SPAN), strict=True)
+    rows = _merged(read, wanted, {*_PLACE})
+    steps = rows["step"]
+    return zip(_keys(rows, SERIES), steps, steps, [1] * len(rows), strict=True)
 
 
 # ---------------------------------------------------------------------------- reading
@@ -122,16 +138,21 @@ def _rows(read: Read, wanted: Wanted, columns: set[str], steps: Sequence[int] | 
     """Rows as they were recorded that fit, of weights also those of their updates."""
     where = [*_conditions(wanted), *([] if steps is None else [_one_of("step", steps)])]
     names = [name for name in TABLES["tensors"].columns if name in columns]
-    rows = read(Query("tensors", where, names))
+    rows = _fitting(wanted, read(Query("tensors", where, names)))
+    if isinstance(wanted.step, range):
+        rows = _keep(rows, [step in wanted.step for step in rows["step"]])
+    return rows if wanted.attempts == "all" else _latest_attempt(read, wanted, rows)
+
+
+def _fitting(wanted: Wanted, rows: Table) -> Table:
+    """The rows whose name and context fit, which a store cannot tell."""
     if wanted.names:
         rows = _keep(rows, _by_value(rows["name"], lambda name: _fits(wanted.names, name)))
     if wanted.context:
         items = wanted.context.items()
         fits = _by_value(rows["context"], lambda text: items <= decode_context(text).items())
         rows = _keep(rows, fits)
-    if isinstance(wanted.step, range):
-        rows = _keep(rows, [step in wanted.step for step in rows["step"]])
-    return rows if wanted.attempts == "all" else _latest_attempt(read, wanted, rows)
+    return rows
 
 
 def _conditions(wanted: Wanted) -> list[Condition]:
@@ -154,14 +175,18 @@ def _conditions(wanted: Wanted) -> list[Condition]:
 
 
 def _latest_attempt(read: Read, wanted: Wanted, rows: Table) -> Table:
-    if not len(rows):
-        return rows
-    columns = ("run_id", "attempt", "first_step")
-    attempts = list(read(Query("attempts", [_one_of("run_id", wanted.run_ids)], columns)))
-    if all((row["attempt"] or 1) <= 1 for row in attempts):
+    attempts = _attempts(read, wanted) if len(rows) else ()
+    if not attempts:
         return rows
     points = [row | {"at": at} for at, row in enumerate(rows.select(_PLACE))]
     return rows.take([row["at"] for row in visible_points(points, attempts)])
+
+
+def _attempts(read: Read, wanted: Wanted) -> Sequence[Row]:
+    """The attempts at the runs where there are several at one; else none."""
+    columns = ("run_id", "attempt", "first_step")
+    found = list(read(Query("attempts", [_one_of("run_id", wanted.run_ids)], columns)))
+    return found if any((row["attempt"] or 1) > 1 for row in found) else ()
 
 
 def _last_rows(read: Read, wanted: Wanted, columns: set[str]) -> Table:

@@ -36,6 +36,8 @@ def query_to_json(query: Query) -> dict[str, Any]:
         document["limit"] = query.limit
     if query.raw:
         document["raw"] = True
+    if query.span is not None:
+        document["span"] = query.span
     return document
 
 
@@ -43,7 +45,8 @@ def query_from_json(document: Any) -> Query:
     """Undo `query_to_json`; QueryError where it is no query of a table that there is."""
     if not isinstance(document, Mapping):
         raise QueryError("a query is an object with a 'table'")
-    unknown = sorted(set(document) - {"table", "where", "columns", "order", "limit", "raw"})
+    known = {"table", "where", "columns", "order", "limit", "raw", "span"}
+    unknown = sorted(set(document) - known)
     if unknown:
         raise QueryError(f"a query has no {unknown[0]!r:.40}")
     limit, raw = document.get("limit"), document.get("raw", False)
@@ -51,7 +54,7 @@ def query_from_json(document: Any) -> Query:
         raise QueryError("'limit' is a whole number from 0")
     if not isinstance(raw, bool):
         raise QueryError("'raw' is true or false")
-    columns = document.get("columns")
+    columns, span = document.get("columns"), document.get("span")
     query = Query(
         text_of("table", document.get("table")),
         conditions_from_json(document.get("where", ())),
@@ -59,6 +62,7 @@ def query_from_json(document: Any) -> Query:
         _texts("order", document.get("order", ())),
         limit,
         raw,
+        None if span is None else text_of("span", span),
     )
     query.check()
     return query

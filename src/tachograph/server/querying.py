@@ -44,7 +44,9 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown)])
 )
 async def read(request: Request, grant: Reader) -> Response:
     """The rows that a query is about."""
-    query = query_from_json(await read_document(request, "table", "where columns order limit raw"))
+    query = query_from_json(
+        await read_document(request, "table", "where columns order limit raw span")
+    )
     return await answer_table(request, grant, lambda served: _rows(served, query))
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tachograph.backends.base import Condition, Query, table_columns
-from tachograph.merge import matches, merge_changes
+from tachograph.merge import matches, merge_changes, spanned
 from tachograph.records import TABLES
 from tachograph.table import Table
 
@@ -93,6 +93,8 @@ class Narrowed:
         return self._covered[raw]
 
     def _of_writers(self, query: Query) -> Table:
+        if query.span is not None:
+            return spanned(self._of_writers, query)
         names = query.columns or table_columns(query.table)
         columns = [*dict.fromkeys([*names, "writer"])]
         found = self._read(replace(query, columns=columns, limit=None))

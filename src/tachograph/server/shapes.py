@@ -75,6 +75,11 @@ SCHEMAS: dict[str, Schema] = {
         order=_TEXTS | {"description": "Names of columns; '-' before one sorts descending."},
         limit={"type": "integer", "minimum": 0},
         raw={"type": "boolean", "description": "All that is stored: each change, each attempt."},
+        span={
+            "type": "string",
+            "description": "A column: one row per combination of `columns` instead of rows, with"
+            " `first` and `last`, the least and greatest value of this column, and `count`.",
+        },
     )
     | {
         "examples": [

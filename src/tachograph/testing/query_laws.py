@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tachograph.backends.base import Backend, Condition, Query, table_columns
+from tachograph.backends.base import SPAN, Backend, Condition, Query, table_columns
 from tachograph.errors import QueryError
 from tachograph.records import TABLES
 from tachograph.testing.builders import dump, make_batch, make_block
@@ -69,6 +70,11 @@ UNKNOWN = [
     Query("runs", where("run_id", "==", 1)),  # type: ignore[arg-type]
     Query("runs", where("run_id", "= 1 or", 1)),  # type: ignore[arg-type]
     Query("cursors", columns=("run_id",)),
+    Query("runs", span="attempt"),
+    Query("runs", columns=("project",), span="nothing"),
+    Query("runs", columns=("project",), span="min(attempt)"),
+    Query("runs", columns=("project",), span="attempt", order=("attempt",)),
+    Query("summaries", columns=("name", "count"), span="last_step"),
 ]
 HOSTILE = [
     "x' OR '1'='1",
@@ -122,6 +128,28 @@ class QueryLaws(StoreFixtures):
         )
         assert table.columns == ("project", "run_id")
         assert sorted(table["run_id"]) == ["a", "e"]
+
+    def test_span_of_each_combination(self, backend: Backend) -> None:
+        """Least and greatest value and number of rows per combination; NULL only counts."""
+        steps = [5, None, 3, 4]
+        one = make_block("r", {"loss": [1.0] * 4, "acc": [2.0] * 4}, steps=steps)
+        two = make_block("r", {"loss": [1.0]}, seqs=[4], steps=[None], context='{"a":1}')
+        backend.write(make_batch("w", 0, blocks=[one, two], runs=[{"run_id": "r"}]))
+        query = Query("metrics", columns=("name", "context"), order=("name", "-context"))
+        found = backend.read(replace(query, span="step"))
+        assert found.columns == ("name", "context", *SPAN)
+        assert [tuple(row.values()) for row in found] == [
+            ("acc", "{}", 3, 5, 4),
+            ("loss", "{}", 3, 5, 4),
+            ("loss", '{"a":1}', None, None, 1),
+        ]
+        few = replace(query, where=where("step", "<", 5), columns=("name",), order=("-name",))
+        rows = [tuple(row.values()) for row in backend.read(replace(few, span="step", limit=1))]
+        assert rows == [("loss", 3, 4, 2)]
+        (text,) = backend.read(Query("metrics", columns=("run_id",), span="name"))
+        assert text == {"run_id": "r", "first": "acc", "last": "loss", "count": 9}
+        none = Query("metrics", where("name", "=", "no"), ("name",), span="step")
+        assert backend.read(none).to_pydict() == {"name": [], "first": [], "last": [], "count": []}
 
     def test_every_table_has_its_columns(self, backend: Backend) -> None:
         """Without a choice all columns come, in their order, of a table without rows too."""
