@@ -62,8 +62,6 @@ class RemoteReading:
         try:
             return self._read_once(query)
         except TooLarge:
-            if query.span is not None:
-                return spanned(self.read, query)
             return read_in_pages(self._read_once, query)
 
     def sql(
@@ -138,6 +136,8 @@ class RemoteReading:
 
 def read_in_pages(ask: Ask, query: Query) -> Table:
     """The answer to a query, of which the server gives only so many rows at once."""
+    if query.span is not None:
+        return spanned(lambda rows: read_in_pages(ask, rows), query)
     spec = TABLES.get("metrics" if query.table == "all_metrics" else query.table)
     keys = ("writer",) if spec is None else spec.key or ("seq", "writer")  # None: of cursors
     names = query.columns or table_columns(query.table)

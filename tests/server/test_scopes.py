@@ -166,6 +166,9 @@ def test_writers_are_those_that_recorded_covered_runs(full: ReadServer) -> None:
         assert set(table_of(full.post("/read", asked, token=full.apple))["writer"]) == writers
         one = table_of(full.post("/read", asked | {"limit": 1}, token=full.apple))
         assert len(one) == 1
+        span = "next" if table == "cursors" else "started_at"
+        spans = table_of(full.post("/read", asked | {"span": span}, token=full.apple))
+        assert set(spans["writer"]) == writers
 
 
 def test_what_is_for_all_projects_is_refused(full: ReadServer) -> None:
