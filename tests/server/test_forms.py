@@ -43,9 +43,16 @@ def full(tmp_path_factory: Any) -> Iterator[ReadServer]:
         yield server
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> Iterator[ReadServer]:
+    """A server on SQLite that has received nothing, and answers with few rows."""
+    with running("sqlite", tmp_path, FEW) as server:
+        yield server
+
+
 @pytest.fixture(params=KINDS)
-def few(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ReadServer]:
-    """A server that has received nothing, and answers with few rows."""
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ReadServer]:
+    """The same on a store of each kind."""
     with running(request.param, tmp_path, FEW) as server:
         yield server
 
@@ -161,16 +168,16 @@ def test_a_new_record_makes_a_new_answer(few: ReadServer) -> None:
 # ---------------------------------------------------------------------------- fresh
 
 
-def test_what_was_acknowledged_is_seen_at_once(few: ReadServer) -> None:
+def test_what_was_acknowledged_is_seen_at_once(either: ReadServer) -> None:
     """Also raw, by its cursor, by a digest, and by who reads at the same time as others."""
-    few.deliver(make_batch("w", 0, runs=[run_row("r", 1, status="running")]))
+    either.deliver(make_batch("w", 0, runs=[run_row("r", 1, status="running")]))
     for seq in range(1, 4):
-        few.deliver(make_batch("w", seq, blocks=[make_block("r", {"n": [seq]}, seqs=[seq])]))
-        assert list(table_of(few.get("/runs/r/series?name=n"))["step"])[-1] == seq
-        assert few.get("/runs/r").json()["metrics"]["columns"]["count"] == [seq]
-        cursors = few.post("/read", {"table": "cursors", "where": [["writer", "=", "w"]]})
+        either.deliver(make_batch("w", seq, blocks=[make_block("r", {"n": [seq]}, seqs=[seq])]))
+        assert list(table_of(either.get("/runs/r/series?name=n"))["step"])[-1] == seq
+        assert either.get("/runs/r").json()["metrics"]["columns"]["count"] == [seq]
+        cursors = either.post("/read", {"table": "cursors", "where": [["writer", "=", "w"]]})
         assert list(table_of(cursors)["next"]) == [seq + 1]
-        raw = few.post("/read", {"table": "all_metrics", "raw": True, "columns": ["seq"]})
+        raw = either.post("/read", {"table": "all_metrics", "raw": True, "columns": ["seq"]})
         assert sorted(table_of(raw)["seq"]) == [*range(1, seq + 1)]
 
 
@@ -296,17 +303,17 @@ def test_the_store_is_not_asked_for_more_than_an_answer_has(
     assert all(limit is not None and FEW < limit <= FEW + 5 for limit in limits)
 
 
-def test_rows_that_are_replaced_make_room_for_others(few: ReadServer) -> None:
+def test_rows_that_are_replaced_make_room_for_others(either: ReadServer) -> None:
     """A page from the store is as long as asked, though what just came hides some of its rows."""
     paths = ["p1", "p2", "p3", "p4", "p5"]
     owners = dict(zip(paths, ["a", "a", "b", "b", "b"], strict=True))
     stored = [{"run_id": owners[path], "path": path, "value": "1"} for path in paths]
-    few.deliver(make_batch("w", 0, runs=[run_row("a", 1), run_row("b", 2)], params=stored))
-    assert few.server.inbox.flush(20)
+    either.deliver(make_batch("w", 0, runs=[run_row("a", 1), run_row("b", 2)], params=stored))
+    assert either.server.inbox.flush(20)
     gone = [row | {"deleted": 1, "changed_at": START + 10**9} for row in stored[:2]]
-    few.deliver(make_batch("w", 5, params=gone))
+    either.deliver(make_batch("w", 5, params=gone))
     asked = {"table": "params", "order": ["path"], "limit": 2, "columns": ["path"]}
-    assert list(table_of(few.post("/read", asked))["path"]) == ["p3", "p4"]
+    assert list(table_of(either.post("/read", asked))["path"]) == ["p3", "p4"]
 
 
 def test_a_long_series_is_reduced_and_digested_all_the_same(long: ReadServer) -> None:
@@ -321,15 +328,15 @@ def test_a_long_series_is_reduced_and_digested_all_the_same(long: ReadServer) ->
 
 
 def test_reading_that_takes_too_long_is_cut_short(
-    few: ReadServer, monkeypatch: pytest.MonkeyPatch
+    either: ReadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQL that never ends becomes 413 in time, and the next question is answered."""
     monkeypatch.setattr(readers, "SECONDS", 0.5)
     endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select sum(i) from n"
     began = time.monotonic()
-    assert error_of(few.post("/sql", {"text": endless})) == (413, "too_large")
+    assert error_of(either.post("/sql", {"text": endless})) == (413, "too_large")
     assert time.monotonic() - began < 5
-    assert table_of(few.post("/sql", {"text": "select 1 as a"}))["a"] == [1]
+    assert table_of(either.post("/sql", {"text": "select 1 as a"}))["a"] == [1]
 
 
 def test_who_would_wait_too_long_is_sent_away(
