@@ -168,8 +168,8 @@ def test_a_training_goes_on_as_without_a_server(
     # Wide limits, for a busy machine: who waited for a server would wait for seconds.
     # benchmarks/server_faults.py has the figures.
     assert training.median < 3.0 * undisturbed.median + 0.005
-    assert training.slow < 3.0 * undisturbed.slow + 0.1
-    assert training.start < 3.0 * undisturbed.start + 0.5
+    assert training.slow < 3.0 * undisturbed.slow + 0.5
+    assert training.start < 3.0 * undisturbed.start + 2.0
     assert training.ending < DEADLINE + 4.0
     warned = [line for line in training.said if "Warning: Tachograph: " in line]
     told = [line for line in training.said if line.startswith("tachograph: ")]
@@ -257,7 +257,7 @@ def test_a_fit_of_a_framework_goes_on_as_without_a_server(
     for fault, fit in zip(FAULTS, fits, strict=True):
         assert fit["model"] == bare["model"], fault
         assert statistics.median(fit["times"]) < 3.0 * median + 0.005, fault
-        assert p99(fit["times"]) < 3.0 * slow + 0.1, fault
+        assert p99(fit["times"]) < 3.0 * slow + 0.5, fault
     warned = [line for line in done.stderr.splitlines() if "Warning: Tachograph: " in line]
     assert len(warned) <= len(FAULTS)
     for one in faulty:
