@@ -42,7 +42,7 @@ def run_row(run_id: str, **columns: Any) -> Row:
     } | columns
 
 
-def tensor(name: str, kind: str = "weight", step: int = 0, l2: float = 1.0, **more: Any) -> Row:
+def tensor(name: str, kind: str = "weight", step: int | None = 0, l2: float = 1.0, **more: Any) -> Row:
     """A row of the table `tensors` in few words."""
     counts = {"size": 4, "zeros": 0, "nan": 0, "inf": 0, "shape": "[2,2]", "dtype": "float32"}
     moments = {"mean": 0.5, "std": 0.1, "min": 0.0, "max": 1.0, "l2": l2}
@@ -147,6 +147,21 @@ def test_the_latest_attempt_replaces_from_its_first_step_on(backend: Backend) ->
     assert pairs(found, "step", "l2") == [(0, 1.0), (1, 1.0), (2, 2.0)]
     assert pairs(store.tensors("r", step="last"), "step", "l2") == [(2, 2.0)]
     assert len(store.tensors("r", attempts="all")) == 5
+    assert pairs(store.tensors_of("r"), "first_step", "last_step", "count") == [(0, 2, 3)]
+
+
+def test_index_says_when_each_tensor_was_recorded(backend: Backend) -> None:
+    """By name as people number layers; what two ranks recorded whole counts twice."""
+    rows = [tensor(f"layer{n}", step=step) for n in (10, 2) for step in (0, 4, 8)]
+    rows += [tensor("layer2", step=8, rank=1), tensor("layer2", "gradient", 4)]
+    rows.append(tensor("once", step=None))
+    found = store_of(backend, *rows).tensors_of("r")
+    assert pairs(found, "name", "kind", "first_step", "last_step", "count") == [
+        ("layer2", "gradient", 4, 4, 1),
+        ("layer2", "weight", 0, 8, 4),
+        ("layer10", "weight", 0, 8, 3),
+        ("once", "weight", None, None, 1),
+    ]
 
 
 # ---------------------------------------------------------------------------- ratios
