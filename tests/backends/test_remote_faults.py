@@ -180,9 +180,23 @@ def test_busy_server_says_when(answering: Callable[..., Any], said: str, seconds
 
 def test_version_that_this_client_does_not_speak(answering: Callable[..., Any]) -> None:
     """Also with an answer that looks well: nothing is taken for stored."""
-    refused(answering(200, OK, Tachograph_Protocol="2, 3").url, StoreTooNew, "version 2, 3 of")
+    refused(answering(200, OK, Tachograph_Protocol="2, 11").url, StoreTooNew, "version 2, 11 of")
     fine = RemoteBackend(answering(200, OK, Tachograph_Protocol="2, 1").url, create=True)
     assert fine.write(points("w", 0, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"), [("7.5", 7.5), ("0", 1.0), ("1e9", 300.0), ("null", 1.0), ('"x"', 1.0)]
+)
+def test_server_says_how_often_to_send(
+    answering: Callable[..., Any], said: str, taken: float
+) -> None:
+    """One that has many clients asks for patience; none makes a training keep all for itself."""
+    server = answering(200, b'{"next": 3, "interval": %s}' % said.encode())
+    backend = RemoteBackend(server.url, create=True)
+    backend.write(points("w", 0, 3))
+    assert (backend.first_interval, backend.longest_interval) == (1.0, taken)
+    backend.close()
 
 
 @pytest.mark.parametrize(

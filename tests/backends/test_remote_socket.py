@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -18,11 +19,9 @@ from remote_contract import RemoteContract
 from tachograph.backends import remote_reading
 from tachograph.backends.base import Condition, Query
 from tachograph.backends.remote import RemoteBackend
-from tachograph.backends.remote_http import Connection
 from tachograph.errors import RunNotFound, StoreError, StoreNotFound
 from tachograph.registry import open_backend
 from tachograph.testing import dump, make_batch, make_block
-from tachograph.wire_tables import ARROW, JSON
 
 Start = Callable[..., str]
 
@@ -85,32 +84,36 @@ def test_long_answers_are_those_of_the_store(
     local.close()
 
 
+READ_TWICE = """
+import sys
+from tachograph.backends.base import Query
+from tachograph.backends.remote import RemoteBackend
+if {blocked}: sys.modules["pyarrow"] = None
+backend = RemoteBackend({url!r})
+query = Query("metrics", columns=["value", "special", "step"], order=["seq"])
+first = backend.read(query)
+imported = [sys.modules.get("pyarrow") is not None]
+assert backend.read(query) == first
+imported += [sys.modules.get("pyarrow") is not None]
+assert list(first["value"]) == [i / 7 for i in range(25_000)]
+print(*imported)
+"""
+
+
+@pytest.mark.parametrize(("blocked", "imported"), [(False, "False True"), (True, "False False")])
 def test_large_answers_come_as_arrow_where_it_is_there(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, blocked: bool, imported: str
 ) -> None:
-    """One large answer as JSON is enough to learn from; without pyarrow all are, and the same."""
+    """One large answer is enough to learn from; without pyarrow all are JSON, and the same."""
     url = start("sqlite")
     block = make_block("r", {"loss": [i / 7 for i in range(25_000)]})
-    query = Query("metrics", columns=["value", "special", "step"], order=["seq"])
-    asked: list[str] = []
-    ask = Connection.ask
-
-    def note(self: Connection, *route: str, **parts: Any) -> Any:
-        answer = ask(self, *route, **parts)
-        asked.append(answer.headers["Content-Type"])
-        return answer
-
     with closing(RemoteBackend(url, create=True)) as backend:
         backend.write(make_batch("w", 0, blocks=[block]))
-        monkeypatch.setattr(Connection, "ask", note)
-        arrow = sys.modules["pyarrow"]
-        monkeypatch.delitem(sys.modules, "pyarrow")  # installed, and not imported
-        first = backend.read(query)
-        monkeypatch.setitem(sys.modules, "pyarrow", arrow)
-        second = backend.read(query)
-    assert first == second
-    assert list(first["value"]) == [i / 7 for i in range(25_000)]
-    assert asked == [JSON, ARROW]
+    code = READ_TWICE.format(url=url, blocked=blocked)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == imported, done.stderr
 
 
 def test_request_that_is_too_large_for_the_server_is_cut(start: Start) -> None:
