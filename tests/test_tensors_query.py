@@ -42,7 +42,9 @@ def run_row(run_id: str, **columns: Any) -> Row:
     } | columns
 
 
-def tensor(name: str, kind: str = "weight", step: int | None = 0, l2: float = 1.0, **more: Any) -> Row:
+def tensor(
+    name: str, kind: str = "weight", step: int | None = 0, l2: float = 1.0, **more: Any
+) -> Row:
     """A row of the table `tensors` in few words."""
     counts = {"size": 4, "zeros": 0, "nan": 0, "inf": 0, "shape": "[2,2]", "dtype": "float32"}
     moments = {"mean": 0.5, "std": 0.1, "min": 0.0, "max": 1.0, "l2": l2}
