@@ -232,7 +232,8 @@ def tagged(config: Config, key: str) -> dict[str, str]:
     query = Query("tags", [Condition("key", "=", key)], ["run_id", "value"])
     for url in config.backend:
         with contextlib.suppress(StoreError, ConfigError):
-            backend = registry.open_backend(url, create=True)
+            # A server that is away is asked once, at opening, and not waited for again.
+            backend = registry.open_backend(url, create=not registry.is_far(url))
             try:
                 tails = functools.partial(drain.pending_batches, folder, backend.url)
                 found = LiveReader(backend, tails).read(query)

@@ -188,11 +188,14 @@ def _make_run(
     global _ordinal
     recorder = get_recorder(config)
     identity = recorder.identity
-    parent_id = parent if isinstance(parent, str) else None
+    parent_id = root_id = parent if isinstance(parent, str) else None
     if outer is None and parent_id is None and not identity.launched:
         inherited = os.environ.get(PARENT_VARIABLE)
         own = {run_id, *(run.run_id for run in tuple(open_runs))}  # left there for processes
-        parent_id = inherited if inherited not in own else None
+        # Only roots are left there, so no store has to be asked, which may be far and away.
+        parent_id = root_id = inherited if inherited not in own else None
+    elif parent_id is not None:
+        root_id = origin.root_of(config, parent_id)
     if run_id is None:
         if outer is not None and identity.launched:
             run_id = derived_id(outer.run_id, f"child-{outer.next_child()}")
@@ -210,7 +213,7 @@ def _make_run(
         name=name,
         parent=outer,
         parent_id=parent_id,
-        root_id=origin.root_of(config, parent_id) if parent_id else None,
+        root_id=root_id,
         attempt=attempt,
         owned=identity.rank == 0,
         by_user=by_user,
