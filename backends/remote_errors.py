@@ -131,7 +131,10 @@ def _said(response: httpx.Response) -> dict[str, Any]:
             break
     try:
         error = json.loads(body)["error"]
-        text = "".join(char if char.isprintable() else " " for char in str(error["message"]))
+        # A mistake in a filter is shown below it, so line feeds stay; nothing else steers a terminal.
+        text = "".join(
+            char if char.isprintable() or char == "\n" else " " for char in str(error["message"])
+        )
         return {**error, "message": text[:500]}
     except (ValueError, KeyError, TypeError):
         hint = "; is another service at that address?" if response.status_code == 404 else ""
