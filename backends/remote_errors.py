@@ -131,7 +131,7 @@ def _said(response: httpx.Response) -> dict[str, Any]:
             break
     try:
         error = json.loads(body)["error"]
-        # A mistake in a filter is shown below it, so line feeds stay; nothing else steers a terminal.
+        # Line feeds stay: a filter is shown with its mistake. Nothing else may steer a terminal.
         text = "".join(
             char if char.isprintable() or char == "\n" else " " for char in str(error["message"])
         )
