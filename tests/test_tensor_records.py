@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tachograph
-from tachograph import copying, digests, recorder
+from tachograph import digests, portions, recorder
 from tachograph import journal as journal_module
 from tachograph.backends.base import Condition, Query
 from tachograph.backends.parquet_files import Cursor, Folder
@@ -333,7 +333,7 @@ def test_a_copy_holds_few_rows_at_a_time(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long training has millions of them."""
-    monkeypatch.setattr(copying, "PAGE", 100)
+    monkeypatch.setattr(portions, "PAGE", 100)
     url = store_url(kind, tmp_path)
     with tachograph.start_run(config={"backend": url, "record": QUIET}) as run:
         record(run, range(200))
