@@ -314,7 +314,8 @@ def mlflow(mode: str, points: int) -> Figures:
         server.wait(30)
     with sqlite3.connect(folder / "runs.db") as store:
         (stored,) = store.execute("select count(*) from metrics").fetchone()
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    answer = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    figures: Figures = json.loads(answer)  # MLflow says something of its own behind it
     return figures | {"stored": stored}
 
 
