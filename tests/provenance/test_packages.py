@@ -75,6 +75,13 @@ def test_a_package_from_version_control_names_its_commit(install: Install) -> No
     assert "broken" not in origins()
 
 
+def test_broken_metadata_is_passed_over_beside_the_newer_library(install: Install) -> None:
+    """Once `importlib_metadata` is loaded, it finds the packages, and raises for broken ones."""
+    pytest.importorskip("importlib_metadata")
+    (install("broken") / "METADATA").unlink()
+    assert "tachograph" in packages.collect()["versions"]
+
+
 def test_a_package_that_is_worked_on_names_the_commit_of_its_folder(
     install: Install, tmp_path: Path
 ) -> None:

@@ -76,9 +76,13 @@ def _name_and_version(distribution: metadata.Distribution) -> tuple[str | None, 
             version = value
         if name and version:
             break
-    if name is None:  # the older egg layout
-        name = distribution.metadata["Name"]
-    return name, version or str(distribution.metadata["Version"])
+    if name and version:
+        return name, version
+    try:  # the older egg layout
+        found = distribution.metadata
+        return name or found["Name"], version or str(found["Version"])
+    except Exception:  # broken: what `importlib_metadata` adds to the path raises where it is loaded
+        return name, version or ""
 
 
 def _fields(text: str) -> Iterator[tuple[str, str]]:
