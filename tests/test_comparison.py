@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tachograph.backends.memory import MemoryBackend
-from tachograph.comparison import AREAS, compare, diff
+from tachograph.causes import AREAS
+from tachograph.comparison import compare, diff
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.testing.builders import make_batch, make_block
@@ -37,7 +38,7 @@ OTHER = {
     "data.train": {"name": "train", "digest": "d2"},
     "git": {"commit": "c1", "root": "/there", "diff": {"text": DIFF + "+x = 3\n"}, "changed": {}},
     "novel": {"x": 2},
-    "argv": {"argv": ["--lr", "1"]},
+    "argv": {"argv": ["train.py", "--lr", "1", "--seed", "2"]},
 }
 
 
@@ -116,9 +117,10 @@ def test_diff_is_ordered_by_where_to_look_first(store: Store) -> None:
     assert paths["packages.versions.torch"] == ("2.4", "2.5")
     assert paths["params.lr"] == (0.1, 0.2)
     assert paths["data.train.digest"] == ("d1", "d2")
-    assert paths["argv.argv"] == (None, ["--lr", "1"])
+    assert paths["argv.arguments"] == (None, ["--lr", "1"])
     assert set(paths) == {
-        *("git.uncommitted.train.py", "data.train.digest", "params.lr", "params.new", "argv.argv"),
+        *("git.uncommitted.train.py", "data.train.digest", "params.lr", "params.new"),
+        *("argv.arguments", "argv.seeds"),
         *("packages.versions.torch", "seeds.random.state", "hardware.cpu.logical", "novel.x"),
     }
     mine, theirs = paths["git.uncommitted.train.py"]

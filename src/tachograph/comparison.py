@@ -1,43 +1,23 @@
 """What runs have in common and where they differ: parameters, results, code, data, environment.
 
-Knows the sections of provenance; knows no store and no way to show things.
+Knows no store and no way to show things.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tachograph.causes import facts_of, facts_of_params, place, sorted_out
 from tachograph.query import Store
 from tachograph.runrecord import RunRecord
 from tachograph.table import Table
-from tachograph.values import canonical_json, flatten
-
-AREAS: Mapping[str, tuple[str, ...]] = {
-    "code": ("git", "source", "notebook"),
-    "data": ("data",),
-    "configuration": ("params", "argv", "arguments", "model"),
-    "environment": ("packages", "python", "container", "numerics", "environment"),
-    "seed": ("seeds", "seeding"),
-    "hardware": ("hardware",),
-    "other": (),
-}
-"""Where a difference in results may come from, in the order in which to look, and the sections
-of provenance that tell. Of a section's name the part in front of the first dot counts."""
+from tachograph.values import canonical_json
 
 STATISTICS = ("last", "min", "max")
 
-_NO_CAUSE = re.compile(
-    r"hardware\.disk\.free_bytes|arguments\.parsed|seeding\.runs_since|git\.(root|ahead|changed.*)"
-    r"|source\.(archive\..*|digest|trees\..*\.(root|ahead|patch.*))"  # its files tell
-    r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
-)
-_FILE = re.compile(r"^diff --git a/.* b/(.*)$", re.MULTILINE)
 _HEADS = {"path", "key", "name", "context", "statistic", "area", "differs", "change"}
-_LONG = 200  # characters; a longer text is named by its digest
 
 Key = tuple[str, ...]
 Columns = Sequence[Mapping[Key, Any]]
@@ -83,7 +63,7 @@ class Difference:
     runs : Table
         As in `Comparison`.
     changes : Table
-        area, path, then each run's value, in the order of `AREAS`; parameters included.
+        area, path, then each run's value, in the order of `causes.AREAS`; parameters included.
     metrics : Table
         name, context, statistic, each run's value, and `change`: the second less the first.
     """
@@ -117,7 +97,7 @@ def compare(store: Store, runs: Sequence[str]) -> Comparison:
         _side_by_side(("path",), labels, [_keyed(r.params) for r in records], mark=True),
         _side_by_side(("name", "context", "statistic"), labels, [_metrics(r) for r in records]),
         _side_by_side(("key",), labels, [_keyed(r.tags) for r in records], mark=True),
-        _changes(labels, [_documents(record) for record in records]),
+        _changes(labels, sorted_out([facts_of(record.provenance) for record in records])),
     )
 
 
@@ -131,18 +111,43 @@ def diff(store: Store, first: str, second: str) -> Difference:
     """
     records = [store.run(first), store.run(second)]
     labels = _labels(records)
-    params = [{("configuration", f"params.{k}"): v for k, v in r.params.items()} for r in records]
-    documents = [_documents(record) for record in records]
-    changes = [found | own for found, own in zip(documents, params, strict=True)]
     columns = [_metrics(record) for record in records]
     metrics = _side_by_side(("name", "context", "statistic"), labels, columns)
     change = [_less(*pair) for pair in zip(*(metrics[label] for label in labels), strict=True)]
     return Difference(
         labels,
         _overview(labels, records),
-        _changes(labels, changes),
+        changes(records, labels),
         Table({**metrics.to_pydict(), "change": change}),
     )
+
+
+def changes(
+    records: Sequence[RunRecord],
+    labels: Sequence[str],
+    translate: Callable[[Any], Any] = lambda value: value,
+) -> Table:
+    """What differs in where two runs come from, ordered by what most likely explains a difference.
+
+    Parameters
+    ----------
+    records : sequence of RunRecord
+    labels : sequence of str
+        Names of the columns.
+    translate : callable, optional
+        Makes of a value of the second run what it would be in the first: for a run that was made
+        again in another folder.
+
+    Returns
+    -------
+    Table
+        As `Difference.changes`.
+    """
+    facts = []
+    for record, change in zip(records, (lambda value: value, translate), strict=True):
+        params = {path: change(value) for path, value in record.params.items()}
+        facts.append(facts_of(change(record.provenance)) | facts_of_params(params))
+    return _changes(labels, sorted_out(facts))
 
 
 # ---------------------------------------------------------------------------- tables
@@ -188,18 +193,10 @@ def _side_by_side(
 
 def _changes(labels: Sequence[str], columns: Columns) -> Table:
     keys = {key for column in columns for key in column if _differs(key, columns)}
-    chosen = sorted(keys, key=_place)
+    chosen = sorted(keys, key=place)
     kept = [{key: column[key] for key in chosen if key in column} for column in columns]
     blank = dict.fromkeys(chosen)
     return _side_by_side(("area", "path"), labels, [blank | column for column in kept])
-
-
-def _place(key: Key) -> tuple[Any, ...]:
-    """Where a fact stands: by its area, then by its section in the order of the area."""
-    area, path = key
-    sections, head = AREAS[area], path.partition(".")[0]
-    known = sections.index(head) if head in sections else len(sections)
-    return list(AREAS).index(area), known, path
 
 
 def _differs(key: Key, columns: Columns) -> bool:
@@ -225,50 +222,3 @@ def _metrics(record: RunRecord) -> dict[Key, Any]:
         for statistic in STATISTICS:
             found[row["name"], row["context"], statistic] = row[statistic]
     return dict(sorted(found.items(), key=lambda item: item[0][:2]))
-
-
-def _documents(record: RunRecord) -> dict[Key, Any]:
-    facts: dict[Key, Any] = {}
-    for section, document in record.provenance.items():
-        area = _area(section)
-        for path, value in _flat(section, document).items():
-            if not _NO_CAUSE.fullmatch(path):
-                facts[area, path] = value
-    return facts
-
-
-def _area(section: str) -> str:
-    head = section.partition(".")[0]
-    return next((area for area, sections in AREAS.items() if head in sections), "other")
-
-
-def _flat(section: str, document: Any) -> dict[str, Any]:
-    """Dotted path to value; long texts by their digest, a diff file by file."""
-    values = dict(document) if isinstance(document, Mapping) else {"value": document}
-    diff = values.pop("diff", None) if section == "git" else None
-    changes = diff.get("text") if isinstance(diff, Mapping) else None
-    flat = flatten(values, section)
-    if isinstance(changes, str):
-        flat |= {f"git.uncommitted.{file}": text for file, text in _files(changes)}
-    return {path: _short(value) for path, value in flat.items()}
-
-
-def _files(changes: str) -> Iterable[tuple[str, str]]:
-    """The files of a unified diff, each with how many lines changed and a digest of how."""
-    starts = list(_FILE.finditer(changes))
-    ends = [*(found.start() for found in starts[1:]), len(changes)]
-    for found, end in zip(starts, ends, strict=False):
-        lines = changes[found.end() : end].splitlines()
-        added = sum(line.startswith("+") and not line.startswith("+++") for line in lines)
-        removed = sum(line.startswith("-") and not line.startswith("---") for line in lines)
-        yield found[1], f"+{added} -{removed} ({_digest(changes[found.start() : end])})"
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONG:
-        return f"{value[:40]}… {len(value)} characters ({_digest(value)})"
-    return value
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
