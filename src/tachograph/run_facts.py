@@ -256,6 +256,32 @@ class Facts:
 
         self.in_background(fingerprint)
 
+    @guarded
+    def log_outcome(self, value: Any, name: str = "predictions", *, batches: bool = False) -> None:
+        """Record digests of what the training has made, never the values themselves.
+
+        They tell whether another run made the same bits, and are no cause of a difference. Read
+        at once, at about 1 GB a second: what changes afterwards does not count. Recorded as the
+        section ``outcome.<name>``.
+
+        Parameters
+        ----------
+        value : any
+            An array, tensor, data frame or bytes, the path of a file, or a mapping of names to
+            such. Read in full up to 512 MiB, of more an evenly spread sample; from an accelerator
+            it is copied, which waits for the device.
+        name : str, default 'predictions'
+            What it is; 'weights' is the final state of the model.
+        batches : bool, default False
+            Whether `value` is a sequence of batches, to be read as if they were put together
+            along their first axis.
+        """
+        from tachograph.provenance import outcomes
+
+        document = outcomes.outcome(value, batches=batches)
+        # Names of tensors are no names of secrets: `token_embedding`.
+        self._rows("provenance", origin.document_row(f"outcome.{name}", document))
+
     def in_background(self, task: Callable[[], None]) -> None:
         """Run a task beside the training, before the process ends."""
         self._recorder.in_background(task)

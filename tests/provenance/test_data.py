@@ -142,7 +142,7 @@ def test_large_content_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert fingerprint(torch.from_numpy(large))["digest"] == document["digest"]
     for where in (0, len(large) - 1):
         assert fingerprint(changed(large, where))["digest"] != document["digest"]
-    spans = list(digest._spans(100_000, 8, False))
+    spans = list(digest.spans(100_000, 8, exact=False))
     assert spans[0][0] == 0
     assert spans[-1][1] == 100_000
     assert sum(stop - start for start, stop in spans) * 8 <= 1 << 14

@@ -50,8 +50,9 @@ def digest_columns(rows: int, columns: Sequence[Column]) -> dict[str, Any]:
     hasher = hashlib.sha256()
     try:
         for column in columns:
-            hasher.update(f"{column.name}\0{column.dtype}\0{rows}\0".encode(errors="replace"))
-            for start, stop in _spans(rows, column.row_bytes if exact else row_bytes, exact):
+            hasher.update(column_header(column.name, column.dtype, rows))
+            width = column.row_bytes if exact else row_bytes
+            for start, stop in spans(rows, width, exact=exact):
                 hasher.update(column.read(start, stop))
     except NotPlain as error:
         return {"digest": None, "missing": str(error)}
@@ -61,13 +62,22 @@ def digest_columns(rows: int, columns: Sequence[Column]) -> dict[str, Any]:
     }
 
 
-def _spans(rows: int, row_bytes: int, exact: bool) -> Iterator[tuple[int, int]]:
+def column_header(name: str, dtype: str, rows: int) -> bytes:
+    """What stands in front of the content of a column in a digest."""
+    return f"{name}\0{dtype}\0{rows}\0".encode(errors="replace")
+
+
+def spans(
+    rows: int, row_bytes: int, *, exact: bool, sample: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Ranges of rows to read: all, in chunks, or about `sample` bytes, spread evenly."""
+    sample = SAMPLE_BYTES if sample is None else sample
     if exact:
         step = max(1, _CHUNK_BYTES // max(1, row_bytes))
         yield from ((start, min(rows, start + step)) for start in range(0, rows, step))
         return
-    length = min(rows, max(1, SAMPLE_BYTES // _BLOCKS // row_bytes))
-    blocks = max(1, min(_BLOCKS, SAMPLE_BYTES // row_bytes, rows // length))
+    length = min(rows, max(1, sample // _BLOCKS // row_bytes))
+    blocks = max(1, min(_BLOCKS, sample // row_bytes, rows // length))
     for block in range(blocks):
         start = block * (rows - length) // max(1, blocks - 1)
         yield start, start + length
