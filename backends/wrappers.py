@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tachograph.backends.base import Backend, Query
@@ -99,7 +98,7 @@ class Mirror:
         Gap
             One of them expects an earlier record; nothing was written to any.
         """
-        question = replace(batch, next=batch.first, blocks=(), rows={}, heartbeat=None)
+        question = batch._replace(next=batch.first, blocks=(), rows={}, heartbeat=None)
         expected = min(backend.write(question) for backend in self.backends)
         if expected < batch.first < batch.next:
             raise Gap(batch.writer, expected, batch.first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 import subprocess
 import sys
@@ -152,7 +151,7 @@ def _setting(config: Config, key: str) -> Any:
 def test_settings_document_every_key() -> None:
     """The table is complete, and each row says what it is for."""
     for table, of in (("record.", RecordConfig), ("health.", HealthConfig)):
-        fields = {f"{table}{field.name}" for field in dataclasses.fields(of)}
+        fields = {f"{table}{name}" for name in of._fields}
         assert {s.key for s in SETTINGS if s.key.startswith(table)} == fields
     assert all(s.help.endswith(".") and s.type for s in SETTINGS)
     assert next(s for s in SETTINGS if s.key == "record.weights").choices == (
@@ -209,7 +208,7 @@ def test_mapping_takes_the_place_of_the_file(tmp_path: Path) -> None:
 def test_result_is_frozen_and_travels(tmp_path: Path) -> None:
     """Nobody changes a shared configuration; a worker gets an equal one."""
     config = load(tmp_path, tags={"a": "b"})
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         config.project = "x"  # type: ignore[misc]
     with pytest.raises(TypeError):
         config.tags["a"] = "c"  # type: ignore[index]

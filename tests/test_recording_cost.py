@@ -6,7 +6,6 @@ import os
 import pickle
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -209,7 +208,7 @@ def watch(folder: Path, spent: Spent) -> list[str]:
     run = tachograph.start_run(config=configuration(folder, system=False), make_current=False)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = [Spent(0.0, 0.0), spent, replace(spent, seconds=spent.seconds + 1)]
+        found = [Spent(0.0, 0.0), spent, spent._replace(seconds=spent.seconds + 1)]
         cost = cost_module.RecordingCost(run, run._recorder, lambda: found.pop(0))
         cost._record()
         cost._record()

@@ -6,7 +6,6 @@ Knows batches; knows no journal, no store and no wire.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 from tachograph.tensor_records import TensorRows
@@ -44,7 +43,7 @@ def until(batch: Batch, seq: int) -> Batch:
             first = [row for row in given if row["seq"] < seq]
         if len(first):
             rows[table] = first
-    return replace(batch, next=max(seq, batch.first), blocks=tuple(blocks), rows=rows)
+    return batch._replace(next=max(seq, batch.first), blocks=tuple(blocks), rows=rows)
 
 
 def weight(batch: Batch) -> int:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tachograph import config_files
 from tachograph.config_files import ConfigFile
@@ -31,8 +30,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a value came from.
 
     Attributes
@@ -50,8 +48,7 @@ class Origin:
         return self.place if self.kind == "file" else f"{self.kind} {self.place}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """Every effective setting.
 
     Attributes
@@ -86,11 +83,11 @@ class Config:
     record: RecordConfig
     file: Path | None
     origins: Mapping[str, Origin]
-    health: HealthConfig = field(default_factory=HealthConfig)
+    health: HealthConfig = HealthConfig()
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only views of dicts do not pickle
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return _rebuild, (values | {"tags": dict(self.tags), "origins": dict(self.origins)},)
+        values = {"tags": dict(self.tags), "origins": dict(self.origins)}
+        return _rebuild, (self._asdict() | values,)
 
 
 def _rebuild(values: dict[str, Any]) -> Config:
@@ -268,8 +265,8 @@ def _nearest(word: str, targets: Mapping[str, str]) -> str:
 
 def _build(values: _Layer, file: ConfigFile | None) -> Config:
     plain = {key: value for key, (value, _) in values.items()}
-    record = {one.name: plain[f"record.{one.name}"] for one in fields(RecordConfig)}
-    health = {one.name: plain[f"health.{one.name}"] for one in fields(HealthConfig)}
+    record = {name: plain[f"record.{name}"] for name in RecordConfig._fields}
+    health = {name: plain[f"health.{name}"] for name in HealthConfig._fields}
     tags = {key.removeprefix("tags."): plain[key] for key in plain if key.startswith("tags.")}
     return Config(
         project=plain["project"],

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,18 @@ Stamp = tuple[str, int, int, int]
 """Path, inode, time of change in ns, and bytes: equal as long as a file has not changed."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class ConfigFile:
     """What a file says: the document, and the line of each dotted key, from 1.
 
     Equal only to itself; an unchanged file is the same object whenever it is read.
     """
 
-    path: Path
-    document: Mapping[str, Any]
-    lines: Mapping[str, int]
+    __slots__ = ("document", "lines", "path")
+
+    def __init__(self, path: Path, document: Mapping[str, Any], lines: Mapping[str, int]) -> None:
+        self.path = path
+        self.document = document
+        self.lines = lines
 
     def place(self, key: str) -> str:
         """Where a dotted key stands: ``/path/tachograph.toml, line 3``."""

@@ -10,9 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tachograph.warning import warn_once
 
@@ -27,8 +26,7 @@ _FREE_SECONDS = 0.05  # first records, before any of their share has been earned
 _SLACK = 1.25
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """What the hooks of a callback took so far.
 
     Attributes

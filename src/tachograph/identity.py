@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tachograph import host
 from tachograph.records import check_run_id, uuid7
@@ -27,8 +27,7 @@ _RANKS = (  # rank, local rank, world size
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """The place of a process in a distributed training.
 
     Attributes
@@ -54,8 +53,8 @@ class Identity:
     def with_rank(self, rank: int, local_rank: int, world_size: int) -> Identity:
         """The same process, as a framework that starts its own ranks names it."""
         launched = self.launched or world_size > 1
-        return replace(
-            self, rank=rank, local_rank=local_rank, world_size=world_size, launched=launched
+        return self._replace(
+            rank=rank, local_rank=local_rank, world_size=world_size, launched=launched
         )
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -124,7 +124,7 @@ class _Received:
 
     def batch(self, writer: str) -> Batch:
         whole = join(self.parts) if self.parts else Batch(writer, 0, 0)
-        return replace(whole, heartbeat=self.heartbeat)
+        return whole._replace(heartbeat=self.heartbeat)
 
 
 class JournalReader:

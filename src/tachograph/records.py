@@ -15,8 +15,8 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from tachograph.errors import RecordError
 
@@ -27,8 +27,7 @@ ColumnType = Literal["text", "int", "float", "json"]
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class TableSpec:
+class TableSpec(NamedTuple):
     """Columns of a table in order, and its key if the latest change of a key wins.
 
     `key` is empty for the tables that only grow (metrics, tensors, events).
@@ -269,8 +268,7 @@ NO_STEP = -(1 << 63)
 """In a packed row: this point has no step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """What the packed rows of one block have in common.
 
     `names` are the metrics of one `log` call in order; `context` is canonical JSON text.
@@ -310,7 +308,6 @@ def words(typecode: Literal["q", "Q", "d"], data: bytes | bytearray) -> array[An
 _HEAD = "qqqd"  # seq, time in ns since 1970, step, epoch; NaN is 'no epoch'
 
 
-@dataclass(frozen=True, slots=True)
 class MetricBlock:
     """Points of one `Series`, packed as the journal holds them.
 
@@ -319,8 +316,22 @@ class MetricBlock:
     reads it with ``numpy.frombuffer(block.data, block.dtype)`` and no copy.
     """
 
-    series: Series
-    data: bytes
+    __slots__ = ("data", "series")
+
+    def __init__(self, series: Series, data: bytes) -> None:
+        self.series = series
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MetricBlock):
+            return NotImplemented
+        return (self.series, self.data) == (other.series, other.data)
+
+    def __hash__(self) -> int:
+        return hash((self.series, self.data))
+
+    def __repr__(self) -> str:
+        return f"<MetricBlock {len(self)} rows of {self.series}>"
 
     @staticmethod
     def row_struct(width: int) -> struct.Struct:
@@ -401,8 +412,7 @@ class MetricBlock:
         return self if low == 0 else MetricBlock(self.series, self.data[low * size :])
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Records `first` to `next` - 1 of one writer, over any number of runs.
 
     Attributes
@@ -424,7 +434,7 @@ class Batch:
     first: int
     next: int
     blocks: tuple[MetricBlock, ...] = ()
-    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[Row]] = MappingProxyType({})
     heartbeat: int | None = None
 
     def since(self, seq: int) -> Batch:
@@ -435,7 +445,7 @@ class Batch:
         rows = {
             name: kept for name, table in self.rows.items() if len(kept := _rows_since(table, seq))
         }
-        return replace(self, first=min(seq, self.next), blocks=blocks, rows=rows)
+        return self._replace(first=min(seq, self.next), blocks=blocks, rows=rows)
 
     @property
     def points(self) -> int:
@@ -452,7 +462,6 @@ def _rows_since(rows: Sequence[Row], seq: int) -> Sequence[Row]:
 # ---------------------------------------------------------------------------- summaries
 
 
-@dataclass(slots=True)
 class Summary:
     """Running summary of one series as one writer saw it.
 
@@ -460,14 +469,31 @@ class Summary:
     A mean whose sum is too large for a float is None.
     """
 
-    last: float = math.nan
-    last_step: int | None = None
-    last_time: int = 0
-    minimum: float = math.inf
-    maximum: float = -math.inf
-    total: float = 0.0
-    count: int = 0
-    finite: int = 0
+    __slots__ = (
+        "count",
+        "finite",
+        "last",
+        "last_step",
+        "last_time",
+        "maximum",
+        "minimum",
+        "total",
+    )
+
+    def __init__(
+        self,
+        last: float = math.nan,
+        last_step: int | None = None,
+        last_time: int = 0,
+        minimum: float = math.inf,
+        maximum: float = -math.inf,
+        total: float = 0.0,
+        count: int = 0,
+        finite: int = 0,
+    ) -> None:
+        self.last, self.last_step, self.last_time = last, last_step, last_time
+        self.minimum, self.maximum, self.total = minimum, maximum, total
+        self.count, self.finite = count, finite
 
     def add(self, values: Sequence[float], last_step: int | None, last_time: int) -> None:
         """Add points in order; the last one was at `last_step` and `last_time` (µs)."""

@@ -9,10 +9,9 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tachograph.registry import resolve_url
 
@@ -21,8 +20,7 @@ DEFAULT_BACKEND = "sqlite:///.tachograph/runs.sqlite"
 # ---------------------------------------------------------------------------- kinds of values
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of value.
 
     Attributes
@@ -196,8 +194,7 @@ _SHARE = _number("a number above 0, at most 1", lambda value: 0 < value <= 1)
 # ---------------------------------------------------------------------------- the settings
 
 
-@dataclass(frozen=True, slots=True)
-class RecordConfig:
+class RecordConfig(NamedTuple):
     """What is recorded and how: the table ``[record]``. `SETTINGS` says what each key means."""
 
     weights: str = "stats"
@@ -217,8 +214,7 @@ class RecordConfig:
     exit_deadline: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class HealthConfig:
+class HealthConfig(NamedTuple):
     """Which rules watch over trainings, and their thresholds: the table ``[health]``.
 
     A threshold that is False switches its rule off. `SETTINGS` says what each key means.
@@ -238,8 +234,7 @@ class HealthConfig:
     patience: int = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One key of the config file.
 
     Attributes

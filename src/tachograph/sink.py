@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -215,7 +214,7 @@ class Sink:
         """Write a batch; False where something before it has to be written again."""
         own = batch.writer == self._writer
         if self._now is not None and own:
-            batch = replace(batch, heartbeat=self._now())
+            batch = batch._replace(heartbeat=self._now())
         try:
             expected = backend.write(batch)
             if own and expected < self.confirmed:

@@ -7,7 +7,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from tachograph import host, origin
@@ -171,7 +170,7 @@ def _describe(
 
 def _settings(config: Any, project: str | None, outer: Run | None) -> Config:
     if outer is not None and config is None:
-        return outer.config if project is None else replace(outer.config, project=project)
+        return outer.config if project is None else outer.config._replace(project=project)
     return load_config(config, arguments={"project": project})
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from tachograph import histograms
 from tachograph.errors import RecordError
@@ -35,8 +34,7 @@ Pairs = Sequence[tuple[int, int]]
 """A histogram as pairs of bin and count."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorKey:
+class TensorKey(NamedTuple):
     """What a tensor is, at each step alike.
 
     Attributes
@@ -67,21 +65,22 @@ class TensorKey:
 
     def as_row(self) -> Row:
         """The columns of the table `tensors` that it fills."""
-        row = asdict(self)
+        row = self._asdict()
         for column in ("shape", "logical_shape"):
             if row[column] is not None:
                 row[column] = "[" + ",".join(map(str, row[column])) + "]"
         return row
 
 
-@dataclass(frozen=True)
-class TensorSeries:
-    """Tensors that are recorded together, of one run, rank and attempt."""
-
+class _TensorSeries(NamedTuple):
     run_id: str
     tensors: tuple[TensorKey, ...]
     rank: int = 0
     attempt: int = 1
+
+
+class TensorSeries(_TensorSeries):
+    """Tensors that are recorded together, of one run, rank and attempt."""
 
     def facts(self) -> dict[str, Any]:
         """What JSON can say of it; `from_facts` undoes it."""

@@ -5,7 +5,6 @@ Values of frameworks are recognised by what they can do, never by importing the 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import enum
 import functools
@@ -88,10 +87,19 @@ def _plain_container(value: Any, around: tuple[int, ...]) -> Any:
         return _plain_mapping(value, around)
     if isinstance(value, list | tuple | set | frozenset):
         return _plain_sequence(value, around)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    fields = field_values(value)
+    if fields is not None:
         return _plain_mapping(fields, around)
     return _plain_object(value, around)
+
+
+def field_values(value: Any) -> dict[str, Any] | None:
+    """Name to value of the fields of a dataclass; None of anything else."""
+    if not hasattr(type(value), "__dataclass_fields__"):
+        return None
+    from dataclasses import fields  # loaded, as there is one; slow to load where there is none
+
+    return {field.name: getattr(value, field.name, None) for field in fields(value)}
 
 
 def _plain_object(value: Any, around: tuple[int, ...]) -> Any:

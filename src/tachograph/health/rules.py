@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any, Protocol
 
 from tachograph.health.findings import Finding
@@ -32,7 +31,7 @@ _EXPLAINS = {
 }
 """What follows from what."""
 
-_AFTER_NAN = {field.name for field in fields(HealthConfig)} - {"nan"}
+_AFTER_NAN = {*HealthConfig._fields} - {"nan"}
 
 _AGAIN = {"dead_units", "frozen_weights", "nan"}
 """Rules that may tell of further tensors and metrics."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tachograph.values import plain, qualified_name
+from tachograph.values import field_values, plain, qualified_name
 
 MAX_VALUES = 2_000
 _DEPTH = 10
@@ -45,7 +43,9 @@ class _Copy:
             return str(value)
         if _is_light_object(value):
             return plain(value)
-        named = inspect.isroutine(value) or isinstance(value, type)
+        from inspect import isroutine  # slow to load, and for few values
+
+        named = isroutine(value) or isinstance(value, type)
         return qualified_name(value if named else type(value))
 
     def _bounded(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -63,11 +63,8 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
     namespace = getattr(sys.modules.get("argparse"), "Namespace", None)
     if namespace is not None and isinstance(value, namespace):
         return [item for item in vars(value).items() if not item[0].startswith("__")]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [
-            (field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)
-        ]
-    return None
+    fields = field_values(value)
+    return None if fields is None else fields.items()
 
 
 def _is_light_object(value: Any) -> bool:

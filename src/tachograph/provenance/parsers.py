@@ -6,7 +6,6 @@ Only libraries that are loaded are looked for. Copies what it finds and keeps no
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
@@ -181,7 +180,7 @@ def _variables() -> Iterator[Parsed]:
             yield Parsed(kind.__module__.partition(".")[0], name, copied(value))
         elif issubclass(kind, configs):
             yield Parsed("omegaconf", name, _container(value))
-        elif with_dataclasses and dataclasses.is_dataclass(kind):
+        elif with_dataclasses and hasattr(kind, "__dataclass_fields__"):
             yield Parsed("dataclass", name, copied(value))
 
 
