@@ -57,7 +57,7 @@ def _read(data: Any, depth: int) -> Document:
     def inside(part: Any) -> Document:
         return _describe(part, depth + 1)
 
-    for kind in _kinds(type(data)):
+    for kind in kinds(type(data)):
         if kind in _HOLDERS:
             return _HOLDERS[kind](data, inside)
         if kind in _CONTENTS:
@@ -71,7 +71,7 @@ def _read(data: Any, depth: int) -> Document:
     return {"rows": None, "digest": None, "missing": "content of this kind is not read"}
 
 
-def _kinds(data_type: type) -> list[str]:
+def kinds(data_type: type) -> list[str]:
     """``package.Class`` for the class and its bases, the most derived first."""
     return [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in data_type.__mro__]
 
