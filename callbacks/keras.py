@@ -110,6 +110,8 @@ class KerasCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     @hook
     def on_predict_end(self, logs: Any = None) -> None:
+        if self._session is not None:
+            self._session.predicted()
         self._evaluation_ends(None)
 
     # ------------------------------------------------------------------ inside
@@ -358,6 +360,14 @@ class _Session:
             self._log(facts.numbers(logs) | values, self.kind)
 
     @hook
+    def predicted(self) -> None:
+        """Record digests of what `predict` will return, while Keras still has it in batches."""
+        if self._run is not None and self.kind == "predict":
+            batches = facts.predicted(find_call())
+            if batches:
+                self._run.log_outcome(batches, batches=True)
+
+    @hook
     def evaluation_ended(self) -> None:
         """End an evaluation that is not part of a fit."""
         if self.kind != "run":
@@ -374,6 +384,8 @@ class _Session:
                 model = self._present_model()
                 if self._tensors is not None:
                     self._tensors.ended(model, self._step, self._epoch)
+                if model is not None and self._recording.level("weights") != "off":
+                    self._run.log_outcome(facts.weights(model), "weights")
                 message, data, level = facts.why_ended(model, callbacks, self._numbers)
                 self._run.event("status", message, data=data, level=level)
         finally:

@@ -167,6 +167,29 @@ def _output(layer: Any) -> Any:
         return None
 
 
+def weights(model: Any) -> dict[str, Any]:
+    """The variables that `get_weights` gives, in its order; a path that comes again is numbered."""
+    found: dict[str, Any] = {}
+    for variable in model.weights:
+        path = str(getattr(variable, "path", variable.name))
+        number = sum(name.partition("#")[0] == path for name in found) if path in found else 0
+        found[f"{path}#{number + 1}" if number else path] = variable
+    return found
+
+
+def predicted(call: Mapping[str, Any]) -> list[Any]:
+    """What a `predict` has worked out, batch by batch, from its variables at its end."""
+    batch, gathered = call.get("batch_outputs"), call.get("outputs")
+    if batch is None or gathered is None:
+        return []
+    lists: list[list[Any]] = []
+    keras.tree.map_structure_up_to(batch, lists.append, gathered)
+    return [
+        keras.tree.pack_sequence_as(batch, [one[number] for one in lists])
+        for number in range(min(map(len, lists), default=0))
+    ]
+
+
 # ---------------------------------------------------------------------------- progress
 
 

@@ -26,6 +26,7 @@ from tachograph.callbacks.lightning_values import (
     split_name,
     synchronised_names,
 )
+from tachograph.callbacks.tensors_outcome import log_weights
 from tachograph.run import Run
 from tachograph.values import canonical_json
 
@@ -276,6 +277,8 @@ class LightningCallback(EitherCallback):
 
     @hook
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._state is not None:
+            self._predictions(self._state, trainer)
         self._evaluation_end(trainer, "predict")
 
     def _evaluation_start(self, trainer: Any, module: Any, kind: str, **loaders: Any) -> None:
@@ -332,6 +335,8 @@ class LightningCallback(EitherCallback):
         state = self._state
         if state is not None:
             self._checkpoints(state, trainer)
+            if stage == "fit":  # now all callbacks have done to the weights what they do
+                self._weights(state, trainer, pl_module)
             self._close("finished", None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -425,6 +430,31 @@ class LightningCallback(EitherCallback):
         """
         if new := self._new_values(state, trainer):
             state.points.log(new, (state.step, state.epoch, "train"))
+
+    @hook
+    def _weights(self, state: _State, trainer: Any, module: Any) -> None:
+        """Record digests of the weights that the fit has led to."""
+        if state.rank or self._recording.level("weights") == "off":
+            return
+        if (strategy := facts.sharding(trainer)) is not None:
+            why = f"spread over processes by {strategy}"
+            state.run.log_provenance("outcome.weights", {"missing": why})
+        else:
+            log_weights(state.run, module)
+
+    @hook
+    def _predictions(self, state: _State, trainer: Any) -> None:
+        """Record digests of what Lightning has gathered of each loader; of each rank its own."""
+        loop = trainer.predict_loop
+        if not loop.return_predictions:
+            why = "return_predictions is False: nothing is kept to read"
+            state.run.log_provenance("outcome.predictions", {"missing": why})
+            return
+        loaders = loop.predictions if loop.num_dataloaders > 1 else [loop.predictions]
+        rank = f".rank{state.rank}" if trainer.world_size > 1 else ""
+        for number, batches in enumerate(loaders):
+            loader = f".{number}" if len(loaders) > 1 else ""
+            state.run.log_outcome(batches, f"predictions{loader}{rank}", batches=True)
 
     def _checkpoints(self, state: _State, trainer: Any) -> None:
         """Record checkpoints that were written since the last look, as references."""

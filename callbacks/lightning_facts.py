@@ -50,6 +50,7 @@ _LOADER = (
     "worker_init_fn",
     "generator",
 )
+_SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 _PLAIN = (bool, int, float, str)
 
 
@@ -82,6 +83,12 @@ def trainer_settings(trainer: Any) -> dict[str, Any]:
     settings["loggers"] = [type(logger).__name__ for logger in trainer.loggers]
     settings |= {name: os.environ[key] for name, key in _SEEDS.items() if key in os.environ}
     return settings | _determinism()
+
+
+def sharding(trainer: Any) -> str | None:
+    """The strategy, where it spreads the weights over processes."""
+    names = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    return type(trainer.strategy).__name__ if names & _SHARDING else None
 
 
 def _determinism() -> dict[str, Any]:

@@ -83,6 +83,14 @@ def metric_names(study: Study) -> list[str]:
     return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]
 
 
+def results(study: Study) -> dict[str, list[Any]]:
+    """State, params and values of each trial, by its number."""
+    return {
+        str(trial.number): [trial.state.name, sorted(trial.params.items()), trial.values]
+        for trial in study.get_trials(deepcopy=False)
+    }
+
+
 def settings(thing: Any) -> dict[str, Any]:
     """Class of a sampler or pruner, and those of its attributes that are plain values."""
     plain: dict[str, Any] = {

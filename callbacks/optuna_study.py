@@ -148,6 +148,7 @@ class StudyRecord:
                 trial = study.get_trials(deepcopy=False)[number]
                 self.record(trial, None if error is None else f"{type(error).__name__}: {error}")
             self.log_best(study)
+            self.run.log_outcome(facts.results(study), "trials")
         with self._lock:
             left = [one for one in self.opened.values() if one.ended]
         for opened in left:  # never told

@@ -12,7 +12,9 @@ from typing import Any, Unpack
 
 from tachograph.callbacks.base import Keywords, Recording
 from tachograph.callbacks.tensors_optimizer import OptimizerWatch, Settings, estimate
+from tachograph.callbacks.tensors_outcome import log_weights
 from tachograph.callbacks.tensors_torch import clean_name, outside_graphs
+from tachograph.identity import read_identity
 from tachograph.run import Run, status_of
 from tachograph.start import InertRun
 
@@ -69,7 +71,14 @@ def watch(
     finally:
         for watched, handles in watches:
             recording.call("watch", _stop, watched, handles)
+        if status == "finished" and recording.level("weights") != "off":
+            recording.call("watch", _log_weights, run, model)
         recording.call("watch", recording.close, status, error)
+
+
+def _log_weights(run: Run, model: Any) -> None:
+    if not read_identity().rank:  # the others have the same, or a part that is no model
+        log_weights(run, model)
 
 
 def _check(model: Any, optimizers: tuple[Any, ...]) -> None:

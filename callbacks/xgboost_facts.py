@@ -267,6 +267,12 @@ def model_document(model: xgboost.Booster) -> dict[str, Any]:
     return document
 
 
+def weights_document(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells whether another training made the same model, from the model's document."""
+    digest = {"digest": f"sha256:{model['sha256']}", "digest_of": "content"}
+    return {"kind": model["kind"], "bytes": model["bytes"], **digest}
+
+
 def best_round(model: Any) -> tuple[int, float] | None:
     """Round and score that early stopping found best."""
     round_, score = model.attr("best_iteration"), model.attr("best_score")

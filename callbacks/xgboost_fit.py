@@ -227,9 +227,15 @@ class Fit:
             message += "" if best is None else f"; round {best[0]} was best with {best[1]:.6g}"
             self._run.event("status", message, data={"rounds": self._rounds, "best": best})
         if not self._is_cv:
-            self._run.log_provenance("model", facts.model_document(model))
+            self._log_model(self._run, model)
         for run, fold in zip(self._folds, model.cvfolds if self._folds else (), strict=True):
-            run.log_provenance("model", facts.model_document(fold.bst))
+            self._log_model(run, fold.bst)
+
+    def _log_model(self, run: Run, model: Any) -> None:
+        document = facts.model_document(model)
+        run.log_provenance("model", document)
+        if self._recording.level("weights") != "off":
+            run.log_provenance("outcome.weights", facts.weights_document(document))
 
     @property
     def _eta_may_change(self) -> bool:

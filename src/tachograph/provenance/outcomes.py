@@ -169,17 +169,15 @@ def _single(pieces: list[Any]) -> Document:
 
 
 def _parts(leaves: Mapping[str, list[Any]]) -> Document:
-    joined = {name: _join(pieces) for name, pieces in sorted(leaves.items())}
+    joined = {name: _join(pieces) for name, pieces in leaves.items()}
     size = sum(_bytes(one) for one in joined.values())
     share = max(64 << 10, SAMPLE_BYTES // max(1, len(joined)))
     exact = EXACT_BYTES if size <= EXACT_BYTES else share
     found = {name: _digest(one, exact, share) for name, one in joined.items()}
-    names = (f"{name}\0{one.digest}\n" for name, one in found.items())
-    has_all = all(one.digest is not None for one in found.values())
     return {
         "count": len(found),
         "bytes": size,
-        "digest": combine(names) if has_all else None,
+        "digest": combine(one.digest for one in found.values()),
         **_common(found.values()),
         "parts": {name: one.digest for name, one in list(found.items())[:MAX_PARTS]},
         "more_parts": max(0, len(found) - MAX_PARTS),
