@@ -122,9 +122,10 @@ class Vocabulary:
     def words(self, values: list[Any]) -> Any:
         """Mixed words of a list of plain values; NotHashed for others, and for long texts."""
         np = numpy()
-        return mix(np.array([self._word(value) for value in values], dtype="u8"))
+        return mix(np.array([self.word(value) for value in values], dtype="u8"))
 
-    def _word(self, value: Any) -> int:
+    def word(self, value: Any) -> int:
+        """The word of one value, not mixed."""
         if type(value) not in _CACHED:  # a hash of the user's own is not asked for
             return self._new_word(value)
         word = self._known.get(value)
