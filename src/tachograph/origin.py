@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tachograph.run_code import RunCode
     from tachograph.usage import UsageSampler
 
+REPRODUCES_VARIABLE = "TACHOGRAPH_REPRODUCES"
+"""Names the run that the runs of this process are to reproduce."""
+
 _AT_ONCE = ("seeds", "argv")
 _LATER = ("packages", "python", "container", "hardware", "numerics", "environment")
 _SAME_FOR_PROCESS = frozenset({"packages", "python", "container", "hardware"})
@@ -65,13 +68,14 @@ class Beside:
         from tachograph.provenance import argv
 
         entry, here = str(argv.entry_folder()), argv.working_directory() or os.sep
+        started = argv.entry()
 
         def record() -> None:
             from tachograph.provenance.parsers import hydra_files
             from tachograph.run_code import RunCode
 
             files = [*given, *map(Path, hydra_files())]
-            self._code = RunCode(self._run, entry, here, files)
+            self._code = RunCode(self._run, entry, here, files, started)
             self._code.record()
 
         self._recorder.in_background(record)
@@ -114,6 +118,8 @@ def begin(run: Run, recorder: Recorder) -> Beside:
             run.log_provenance(section, document)
         if seeding := sys.modules.get("tachograph.seeding"):
             seeding.record_seeding(run)
+        if original := os.environ.get(REPRODUCES_VARIABLE):
+            run.log_provenance("reproduction", {"of": original, "verdict": None})
         recorder.in_background(lambda: _collect_later(run))
         beside.record_code(found.files)
     return beside

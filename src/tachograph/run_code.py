@@ -20,6 +20,7 @@ from tachograph.provenance.source import Source
 from tachograph.values import json_text
 
 if TYPE_CHECKING:
+    from tachograph.provenance.argv import Entry
     from tachograph.run import Run
 
 SCRIPT = "notebook.py"
@@ -38,12 +39,16 @@ class RunCode:
         Folder of the entry script, and working directory, as the run started.
     given : sequence of path
         Config files that the program was given.
+    started : Entry
+        How the program was started.
     """
 
-    def __init__(self, run: Run, entry: str, here: str, given: Sequence[Path]) -> None:
+    def __init__(
+        self, run: Run, entry: str, here: str, given: Sequence[Path], started: Entry
+    ) -> None:
         self._run = run
         self._keep = run.config.record.code != "allow"
-        self._new_source = partial(Source, entry, here, given, content=self._keep)
+        self._new_source = partial(Source, entry, here, given, content=self._keep, started=started)
         self._source: Source | None = None
         self._cells = 0
 

@@ -204,6 +204,16 @@ def test_a_script_from_standard_input_says_what_is_missing(
     assert run.states() == {"project/helper.py": "untracked"}
 
 
+def test_a_script_that_ends_before_it_is_looked_at_is_known(
+    repository: Path, program: Program
+) -> None:
+    """Python forgets the script's file as it ends; a run that is left open is recorded after."""
+    write(repository, {"short": "import tachograph\ntachograph.start_run()\n"})
+    run = program.run(repository, "short.py")
+    assert run.source["entry"] == {"started_by": "script", "file": "project/short.py"}
+    assert run.states() == {"project/short.py": "untracked"}
+
+
 def test_a_command_is_in_the_arguments(repository: Path, program: Program) -> None:
     """The code of ``python -c``, and no archive where there is nothing to keep."""
     run = program.run(repository, "-c", RECORD)

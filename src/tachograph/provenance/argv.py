@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tachograph.provenance.modules import in_environment
 from tachograph.provenance.shell import shell_kind
@@ -16,7 +16,7 @@ from tachograph.redaction import redact_argv
 def collect() -> dict[str, Any]:
     """Arguments (secrets redacted), the same as shell text, entry script or module, folder."""
     given = redact_argv(sys.orig_argv)
-    started_by, name = entry()
+    started_by, name, _ = entry()
     return {
         "argv": redact_argv(sys.argv),
         "command": shlex.join(given),
@@ -40,10 +40,26 @@ def entry_folder() -> Path:
     return Path.cwd() if in_environment(str(script)) or not script.exists() else script.parent
 
 
-def entry() -> tuple[str, str | None]:
+class Entry(NamedTuple):
+    """Where the program begins: how Python was started, with what, and the file of `__main__`.
+
+    Python forgets the file when the script has ended, before what is registered for the exit runs.
+    """
+
+    started_by: str
+    name: str | None
+    file: str | None
+
+
+def entry() -> Entry:
     """How Python was started (script, module, pytest, notebook, …) and what it was given."""
     main = sys.modules.get("__main__")
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    file = file if isinstance(file, str) else None
+    return Entry(*_started(file, spec), file)
+
+
+def _started(file: str | None, spec: Any) -> tuple[str, str | None]:
     if "_pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
         return "pytest", os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     kind = shell_kind()

@@ -58,6 +58,8 @@ class Source:
         Config files that the program was given.
     content : bool, default True
         False for facts only: nothing of what files contain.
+    started : Entry, optional
+        How the program was started, as it was known at the start; by default as it is known now.
 
     Attributes
     ----------
@@ -74,7 +76,9 @@ class Source:
         given: Iterable[str | os.PathLike[str]] = (),
         *,
         content: bool = True,
+        started: argv.Entry | None = None,
     ) -> None:
+        self._started = started or argv.entry()
         self.files: dict[str, Member] = {}
         self.patches: dict[str, Member] = {}
         self._here = here
@@ -89,14 +93,16 @@ class Source:
         self._seen: set[str] = set()
         self._bytes = 0
         self.git = self._add_main()
-        self._entry = _entry(self._trees)
+        self._entry = _entry(self._trees, self._started)
 
     def update(self) -> bool:
         """Look at what is imported by now; whether anything was new.
 
         A file that is known already stays as it was, for that is what was imported.
         """
-        now = {**dict.fromkeys(self._given, ""), **imported()}
+        main = _main_file(self._started)
+        mains = {} if main is None else {main: "__main__"}
+        now = {**dict.fromkeys(self._given, ""), **mains, **imported()}
         modules = {file: module for file, module in now.items() if file not in self._seen}
         self._seen |= modules.keys()
         known = self._entries.keys() | self._left_out.keys() | self._secret  # by another link
@@ -255,19 +261,25 @@ def _states(new: Iterable[Placed], looks: Mapping[str, Look]) -> dict[str, str]:
     return found
 
 
-def _entry(trees: Trees) -> Document:
+def _entry(trees: Trees, started: argv.Entry) -> Document:
     """Where the program begins; what is not to be had is said."""
-    started_by, given = argv.entry()
-    document: Document = {"started_by": started_by}
-    if started_by == "module":
-        document["module"] = given
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    if not isinstance(file, str) or not os.path.isfile(file):
-        return document | {"missing": _NO_ENTRY.get(started_by, "there is no file")}
-    placed = [] if in_environment(file) else trees.place({os.path.abspath(file): "__main__"})
+    document: Document = {"started_by": started.started_by}
+    if started.started_by == "module":
+        document["module"] = started.name
+    if started.file is None or not os.path.isfile(started.file):
+        return document | {"missing": _NO_ENTRY.get(started.started_by, "there is no file")}
+    main = _main_file(started)
+    placed = [] if main is None else trees.place({main: "__main__"})
     if not placed:
         return document | {"missing": "it belongs to the environment"}
     return document | {"file": placed[0].key}
+
+
+def _main_file(started: argv.Entry) -> str | None:
+    """The user's own file that the program begins with."""
+    if started.file is None or in_environment(started.file) or not os.path.isfile(started.file):
+        return None
+    return os.path.abspath(started.file)
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
