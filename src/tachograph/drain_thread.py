@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from tachograph import registry
 from tachograph.courier import Courier
-from tachograph.drain import drain_orphans
 from tachograph.freight import Freight
 from tachograph.journal import PART_BYTES, JournalWriter
 from tachograph.sink import Sink
@@ -234,6 +233,8 @@ class DrainThread:
 
     def _send_what_others_left(self) -> None:
         if self._near and not self._orphans_drained:
+            from tachograph.drain import drain_orphans  # a start does without
+
             self._orphans_drained = True
             near = tuple(sink.url for sink in self._near)
             drain_orphans(self._recorder.folder, near, wait=0.0)

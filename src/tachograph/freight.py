@@ -13,8 +13,6 @@ import threading
 from pathlib import Path
 
 from tachograph import registry
-from tachograph.drain import drain_orphans
-from tachograph.patience import LONGEST
 from tachograph.sink import Backoff
 from tachograph.warning import run_task, warn_once
 
@@ -86,6 +84,9 @@ class Freight:
 
     def _work(self, urls: tuple[str, ...], new: tuple[str, ...]) -> None:
         if new:
+            from tachograph.drain import drain_orphans  # a start does without
+            from tachograph.patience import LONGEST
+
             drain_orphans(self._folder, new, wait=0.0, patience=LONGEST)
         self._send(urls)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from tachograph import host, registry
 from tachograph.config import Config
-from tachograph.drain import delete_journal
 from tachograph.drain_thread import DrainThread
 from tachograph.identity import Identity, read_identity
 from tachograph.journal import JournalWriter, SeriesHandle
@@ -170,6 +169,8 @@ class Recorder:
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
         if done:
+            from tachograph.drain import delete_journal  # a start does without
+
             delete_journal(self.folder, journal.writer)
         elif drain.sending:  # the lock keeps other processes from sending it too
             return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -101,6 +101,13 @@ def _is_secret(name: str) -> bool:
 
 _PIECE = 1 << 16
 
+
+@cache
+def _seldom(pattern: str) -> re.Pattern[str]:
+    """A pattern that most starts do without, compiled when it is needed."""
+    return re.compile(pattern)
+
+
 _KNOWN = re.compile(
     r"""(?<![A-Za-z0-9])(?:
         gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
@@ -125,15 +132,15 @@ _AFTER = re.compile(  # secrets that only the words before them give away
     )[^\s"',;)]{6,}""",
     re.VERBOSE,
 )
-_PRIVATE_KEY = re.compile(
+_PRIVATE_KEY = (
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----END )[A-Za-z0-9+/=\s\\\"',:.()-])*+"
     r"(?:-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
 )
-_KEY_BODY = re.compile(r"[A-Za-z0-9+/=]{32}")
-_QUERY = re.compile(r"(?P<before>[?&;](?P<name>[\w.-]{1,80})=)[^&#\s\"']+")
+_KEY_BODY = r"[A-Za-z0-9+/=]{32}"
+_QUERY = r"(?P<before>[?&;](?P<name>[\w.-]{1,80})=)[^&#\s\"']+"
 _ARGUMENT = re.compile(r"-{0,2}[A-Za-z_+~][\w.\-]*")
-_USERINFO = re.compile(
+_USERINFO = (
     r"(?<![A-Za-z])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30})://"
     r"(?P<userinfo>[^\s/@:\"'<>]{0,200}:[^\s/\"'<>]{0,400}|[^\s/@:?#\"'<>]{1,400})@"
 )
@@ -146,22 +153,18 @@ _ASSIGNED = re.compile(  # name=  name:  "name":  ["name"] =  name: str =  --nam
       | (?(flag)[ \t]{1,9}(?=[^\s=:\-])|(?!)) )""",
     re.VERBOSE,
 )
-_VALUE = re.compile(
-    r"""(?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest)[ \t]{1,4})?
+_VALUE = r"""(?x)
+    (?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest)[ \t]{1,4})?
     (?: [brfuBRFU]{0,2}(?P<quote>\\?["'])(?P<quoted>(?:(?!(?P=quote))(?:\\.|[^\n]))*+)
-      | (?P<bare>[^\s"'&]++) )""",
-    re.VERBOSE,
-)
-_TEMPLATE = re.compile(
+      | (?P<bare>[^\s"'&]++) )"""
+_TEMPLATE = (
     r"\$\{?[A-Z_]+\}?|\$[({].*|(?:\w{1,9} )?\{+[\w.]*\}+|<[\w -]*>|\*+|%\(?\w*\)?s|%[A-Z_]+%"
     r"|\.\.\.|\[redacted.*"
 )
-_CODE = re.compile(
-    r"""(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*[(\[].* | (?:[A-Za-z_]\w*\.)+[A-Za-z_]+ | [(\[{|&>!\\].*
+_CODE = r"""(?x)
+    (?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*[(\[].* | (?:[A-Za-z_]\w*\.)+[A-Za-z_]+ | [(\[{|&>!\\].*
     | -?\d{1,2}(?:\.\d+)? | (?:None|null|nil|none|true|false|True|False|undefined
-        |str|bytes|int|float|bool|object|Any|Path|SecretStr|Token|Tensor|Array|string|String|Optional|lambda|await|not|in|is|if|f)""",
-    re.VERBOSE,
-)
+        |str|bytes|int|float|bool|object|Any|Path|SecretStr|Token|Tensor|Array|string|String|Optional|lambda|await|not|in|is|if|f)"""
 _AMBIGUOUS = {"token", "auth"}  # in a text these name words and methods as often as secrets
 
 
@@ -172,7 +175,7 @@ def redact_text(text: str) -> str:
     can still be read as one. Takes time linear in the length of the text.
     """
     if "PRIVATE KEY" in text:
-        text = _PRIVATE_KEY.sub(_redact_private_key, text)
+        text = _seldom(_PRIVATE_KEY).sub(_redact_private_key, text)
     return "".join(map(_redact_piece, _pieces(text)))
 
 
@@ -188,14 +191,14 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _redact_piece(text: str) -> str:
     if "://" in text:
-        text = _USERINFO.sub(_redact_userinfo, text)
+        text = _seldom(_USERINFO).sub(_redact_userinfo, text)
     text = _KNOWN.sub(REDACTED, text)
     text = _AFTER.sub(lambda match: match["before"] + REDACTED, text)
     return _redact_assignments(text)
 
 
 def _redact_private_key(match: re.Match[str]) -> str:
-    if not _KEY_BODY.search(match[0]):
+    if not _seldom(_KEY_BODY).search(match[0]):
         return match[0]  # a mention, not a key
     _, *lines = match[0].split("\n")
     return "\n".join([REDACTED, *(_diff_marker(line) + REDACTED for line in lines)])
@@ -217,7 +220,7 @@ def _redact_assignments(text: str) -> str:
     for assigned in _ASSIGNED.finditer(text):
         if assigned.start() < done or not is_secret_name(assigned["name"]):
             continue
-        value = _VALUE.match(text, assigned.end())
+        value = _seldom(_VALUE).match(text, assigned.end())
         start, end = _secret_span(assigned, value) if value else (0, 0)
         if start < end:
             pieces += [text[done:start], REDACTED]
@@ -230,7 +233,7 @@ def _secret_span(assigned: re.Match[str], value: re.Match[str]) -> tuple[int, in
     name = assigned["name"]
     start, end = value.span("quoted") if value["quote"] else _bare_span(assigned, value)
     literal = assigned.string[start:end]
-    if _TEMPLATE.fullmatch(literal) or _is_same_name(name, literal):
+    if _seldom(_TEMPLATE).fullmatch(literal) or _is_same_name(name, literal):
         return 0, 0
     if name.lower() in _AMBIGUOUS and not assigned["flag"] and not _looks_random(literal):
         return 0, 0
@@ -243,7 +246,7 @@ def _bare_span(assigned: re.Match[str], value: re.Match[str]) -> tuple[int, int]
     if equals == "=" and (assigned["flag"] or name.isupper()):  # shell, .env
         return start, start + len(bare.rstrip(",;]})"))
     first = re.split(r"[,;\]})]", bare, maxsplit=1)[0]
-    if _CODE.fullmatch(bare) or _CODE.fullmatch(first):
+    if _seldom(_CODE).fullmatch(bare) or _seldom(_CODE).fullmatch(first):
         return 0, 0
     if equals.strip() == ":" and name.lower() not in _AMBIGUOUS and _opens_line(assigned):
         line = value.string[start:].partition("\n")[0]  # YAML: the rest of the line
@@ -274,10 +277,10 @@ def redact_url(url: str) -> str:
 
     ``ssh://git@host`` and ``git@host:path`` keep their user, which is no secret there.
     """
-    match = _USERINFO.search(url)
+    match = _seldom(_USERINFO).search(url)
     if match and _redact_userinfo(match) != match[0]:
         url = f"{url[: match.start()]}{match['scheme']}://{url[match.end() :]}"
-    return redact_text(_QUERY.sub(_redact_query, url))
+    return redact_text(_seldom(_QUERY).sub(_redact_query, url))
 
 
 def _redact_query(match: re.Match[str]) -> str:
@@ -348,8 +351,8 @@ def redact_value(path: str, value: Any) -> Any:
 
 # ---------------------------------------------------------------------------- environment
 
-_RELEVANT = re.compile(
-    r"""(?: CUDA|CUDNN|CUBLAS|CUBLASLT|NVIDIA|NCCL|GLOO|UCX|HIP|ROCM|ROCR|HSA|OMP|GOMP|KMP|MKL|DNNL
+_RELEVANT = r"""(?x)
+    (?: CUDA|CUDNN|CUBLAS|CUBLASLT|NVIDIA|NCCL|GLOO|UCX|HIP|ROCM|ROCR|HSA|OMP|GOMP|KMP|MKL|DNNL
         |ONEDNN|OPENBLAS|GOTO|BLIS|VECLIB|NUMEXPR|NUMBA|NPY|ATEN|PYTHON|PYTORCH|TORCH|TORCHELASTIC
         |TORCHINDUCTOR|TORCHDYNAMO|TRITON|ACCELERATE|FSDP|LIGHTNING|XLA|JAX|FLAX|TF|KERAS|PL|HYDRA
         |HF|TRANSFORMERS|SLURM|PBS|LSB|KUBERNETES|RAY|DASK|JOBLIB|LOKY|SKLEARN|XGBOOST|OPTUNA
@@ -357,9 +360,7 @@ _RELEVANT = re.compile(
         )_.* | TACHOGRAPH_(?!PARENT|LAUNCH|RUN).* | TF2_.* | PYTHON[A-Z]* | MALLOC_.*
         | (?:LOCAL_|GROUP_|ROLE_|NODE_)?(?:RANK|WORLD_SIZE) | MASTER_(?:ADDR|PORT)
         | OMPI_COMM_WORLD_.* | PMI_(?:RANK|SIZE) | VIRTUAL_ENV | HOSTNAME | LANG | LC_.* | TZ
-        | LD_PRELOAD | LD_LIBRARY_PATH | DYLD_.* | CONTAINER | CI""",
-    re.VERBOSE,
-)
+        | LD_PRELOAD | LD_LIBRARY_PATH | DYLD_.* | CONTAINER | CI"""
 
 
 def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -367,5 +368,5 @@ def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: redact_value(name, value)
         for name, value in sorted(environment.items())
-        if _RELEVANT.fullmatch(name)
+        if _seldom(_RELEVANT).fullmatch(name)
     }

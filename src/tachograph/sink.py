@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from tachograph import registry
 from tachograph.errors import AccessDenied, Busy, Gap, TachographError
-from tachograph.journal_reader import JournalReader, first_record, list_journals
 from tachograph.records import Batch
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:
     from tachograph.backends.base import Backend
+    from tachograph.journal_reader import JournalReader
 
 HEARTBEAT_SECONDS = 10.0
 PATIENCE = 3  # failures in a row, after which nobody waits for a store
@@ -163,8 +163,7 @@ class Sink:
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the journal that the store does not have yet."""
-        reader = self._reader or JournalReader(self._folder, self._writer)
-        return reader.waiting_bytes()
+        return (self._reader or self._new_reader(0)).waiting_bytes()
 
     def close(self) -> None:
         """Let go of the store."""
@@ -198,7 +197,12 @@ class Sink:
 
     def _read_from(self, seq: int) -> None:
         self.confirmed, self._unsent = seq, None
-        self._reader = JournalReader(self._folder, self._writer, seq)
+        self._reader = self._new_reader(seq)
+
+    def _new_reader(self, seq: int) -> JournalReader:
+        from tachograph.journal_reader import JournalReader  # a start does without
+
+        return JournalReader(self._folder, self._writer, seq)
 
     def _send_all(self, backend: Backend) -> None:
         while (batch := self._next(backend.batch_bytes)) is not None:
@@ -235,6 +239,8 @@ class Sink:
 
     def _comes_first(self) -> bool:
         """Whether other journals lie here, which may hold what this one goes on from."""
+        from tachograph.journal_reader import list_journals
+
         return any(writer != self._writer for writer in list_journals(self._folder))
 
     def _go_back(self, backend: Backend) -> bool:
@@ -242,6 +248,8 @@ class Sink:
 
         False where the journal does not have it any more, or where that did not help.
         """
+        from tachograph.journal_reader import first_record
+
         expected = backend.write(Batch(self._writer, 0, 0))
         first = first_record(self._folder, self._writer)
         if expected == self._went_back_to or first is None or first > expected:

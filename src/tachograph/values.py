@@ -5,10 +5,8 @@ Values of frameworks are recognised by what they can do, never by importing the 
 
 from __future__ import annotations
 
-import datetime
 import enum
 import functools
-import inspect
 import json
 import math
 import os
@@ -109,6 +107,9 @@ def _plain_object(value: Any, around: tuple[int, ...]) -> Any:
         return _text(str(value))
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
+    import datetime  # a start does without
+    import inspect
+
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if inspect.isroutine(value) or isinstance(value, type) or inspect.ismodule(value):
