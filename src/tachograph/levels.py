@@ -78,12 +78,18 @@ def assess(record: RunRecord, store: Store) -> Reproducibility:
         Where the run is; one more question is asked, and a second where only parts of the run
         know its data.
     """
-    documents = record.provenance
-    if not any(section.startswith("data.") for section in documents):
-        documents = documents | _data_of_parts(record, store)
+    documents = documents_of(record, store)
     framework = str(record.row["framework"] or "")
     verdicts = _verdicts(store, record.run_id)
     return reproducibility(documents, record.params, framework=framework, verdicts=verdicts)
+
+
+def documents_of(record: RunRecord, store: Store) -> dict[str, Any]:
+    """The documents of a run; those on data of its parts, where it has none itself."""
+    documents = record.provenance
+    if any(section.startswith("data.") for section in documents):
+        return documents
+    return documents | _data_of_parts(record, store)
 
 
 def reproducibility(

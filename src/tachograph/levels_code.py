@@ -170,11 +170,9 @@ def _trees(documents: Documents) -> Iterator[Finding]:
             continue
         if not tree.get("remote"):
             what = f"commit {commit} of {name} is on that machine alone: there is no remote"
+            yield Finding("code", None, what, "give the repository a remote, and push")
         elif tree.get("ahead"):
-            what = f"commit {commit} of {name} was not pushed"
-        else:
-            continue
-        yield Finding("code", None, what, "push it, so that all of its files can be had again")
+            yield Finding("code", None, f"commit {commit} of {name} was not pushed", "push it")
 
 
 # ---------------------------------------------------------------------------- notebooks

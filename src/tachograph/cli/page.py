@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tachograph.cli import tensors
+from tachograph.cli.provenance_page import headline
 from tachograph.cli.render import (
     STATUS_STYLES,
     console,
@@ -21,6 +22,7 @@ from tachograph.cli.render import (
     size,
     sparkline,
 )
+from tachograph.levels import assess
 from tachograph.query import Store
 from tachograph.records import now_us
 from tachograph.runrecord import RunRecord
@@ -62,7 +64,7 @@ def print_page(store: Store, record: RunRecord) -> None:
     _params(store, record)
     _artifacts(record)
     _cost(record)
-    _origin(record)
+    _origin(store, record)
 
 
 def _head(record: RunRecord) -> None:
@@ -244,17 +246,18 @@ def _artifacts(record: RunRecord) -> None:
     print_table(rows, ("path", "kind", "step", "size", "sha256"))
 
 
-def _origin(record: RunRecord) -> None:
+def _origin(store: Store, record: RunRecord) -> None:
     documents = record.provenance
     if not documents:
         return
     section("Where it comes from")
-    for label, text in _origin_lines(documents):
+    reproducible = ("reproducible", headline(assess(record, store)))
+    for label, text in [*_origin_lines(documents), reproducible]:
         if text:
             console().print(f"[dim]{label:>12}[/]  ", end="")
             console().print(text, markup=False)
     console().print(
-        f"[dim]{'recorded':>12}  {', '.join(sorted(documents))}; all of it with --json[/]"
+        f"[dim]{'recorded':>12}  {', '.join(sorted(documents))}; more with --provenance[/]"
     )
 
 

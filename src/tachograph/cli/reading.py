@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tachograph import comparison
-from tachograph.cli import comparing, page
+from tachograph.cli import comparing, page, provenance_page
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import (
     cell,
@@ -17,6 +17,7 @@ from tachograph.cli.render import (
     print_table,
 )
 from tachograph.errors import QueryError
+from tachograph.levels import assess, documents_of
 from tachograph.query import Store
 from tachograph.records import now_us
 
@@ -107,11 +108,27 @@ def _with_duration(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"duration": duration(end - start) if start and end else None}
 
 
-def show(run: RunArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def show(
+    run: RunArgument,
+    provenance: Annotated[
+        bool,
+        typer.Option(
+            "--provenance", help="Where it comes from in full, and how far it can be reproduced."
+        ),
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show one run: parameters, metrics with their curves, events, files, where it comes from."""
     with open_for_reading(store) as opened:
         record = opened.run(run)
-        if as_json:
+        if provenance:
+            facts = (record, documents_of(record, opened), assess(record, opened))
+            if as_json:
+                print_json(provenance_page.document(*facts))
+            else:
+                provenance_page.print_provenance(*facts)
+        elif as_json:
             print_json(page.document(opened, record))
         else:
             page.print_page(opened, record)
