@@ -14,11 +14,11 @@ from tachograph.grouping import is_seed, without_seeds
 from tachograph.values import flatten
 
 AREAS: Mapping[str, tuple[str, ...]] = {
-    "code": ("git", "source", "notebook"),
+    "code": ("source", "notebook", "git"),
     "data": ("data", "splits"),
     "configuration": ("params", "argv", "arguments", "model"),
     "environment": ("packages", "python", "container", "numerics", "environment", "xgboost"),
-    "seed": ("seeds", "seeding"),
+    "seed": ("params", "argv", "seeding", "seeds"),
     "hardware": ("hardware",),
     "other": (),
 }
@@ -28,11 +28,12 @@ of provenance that tell. Of a section's name the part in front of the first dot 
 Fact = tuple[str, str]
 """Area and dotted path."""
 
-_NO_CAUSE = re.compile(
-    r"hardware\.disk\.free_bytes|arguments\.parsed|seeding\.runs_since|git\.(root|ahead|changed.*)"
-    r"|source\.(archive\..*|digest|trees\..*\.(root|ahead|patch.*))"  # its files tell
-    r"|source\.(files\..*\.(state|modified_since_start)|python_path)"
-    r"|python\.(executable|prefix|base_prefix)"  # its version and packages tell
+_NO_CAUSE = re.compile(  # what does not run, what other facts tell better, where a thing lies
+    r"hardware\.disk\.free_bytes|arguments\.parsed|seeding\.runs_since"
+    r"|git\.(root|folder|branch|describe|upstream|ahead|remote|shallow|author|changed.*|untracked.*)"
+    r"|source\.(archive\..*|digest|trees\..*\.(root|branch|upstream|ahead|remote|shallow|patch.*))"
+    r"|source\.(files\..*\.(bytes|state|modified_since_start)|python_path)"
+    r"|python\.(executable|prefix|base_prefix)|packages\.origins\.tachograph\..*"
     r"|environment\.variables\.(TACHOGRAPH_.*|PYTHONPATH|VIRTUAL_ENV)|environment\.redacted"
     r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
     r"|(outcome|reproduction)(\..*)?"

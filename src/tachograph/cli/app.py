@@ -17,6 +17,8 @@ from tachograph.cli import (
     login,
     plotting,
     reading,
+    reproducing,
+    restoring,
     seeing,
     sending,
     serving,
@@ -35,7 +37,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group in (
-    *(reading, tailing, seeing, tensors, plotting, exporting),
+    *(reading, tailing, seeing, restoring, reproducing),
+    *(tensors, plotting, exporting),
     *(editing, sending, keeping, serving, login, demo),
 ):
     group.register(app)

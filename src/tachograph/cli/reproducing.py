@@ -1,0 +1,264 @@
+"""The command that runs a recorded run again and compares: reproduce."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
+from tachograph.cli.render import (
+    console,
+    context_label,
+    print_json,
+    print_table,
+    section,
+    short_id,
+    shown,
+)
+from tachograph.errors import QueryError
+from tachograph.reproduction.evidence import Departure
+from tachograph.reproduction.reproduce import Prepared, Wishes, prepare, run_again
+from tachograph.reproduction.verdict import (
+    DIFFERENT,
+    EXACT,
+    FAILED,
+    STATISTICAL,
+    TOLERANCE,
+    Verdict,
+)
+
+_STYLES = {EXACT: "bold green", STATISTICAL: "bold cyan", DIFFERENT: "bold red", FAILED: "bold red"}
+_SHOWN = 12  # changes
+_LONGEST = 40  # letters of a value
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    run: RunArgument,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- ARGUMENT...]",
+            help="Behind '--': arguments in place of those that the program was given.",
+            show_default=False,
+        ),
+    ] = None,
+    here: Annotated[
+        bool,
+        typer.Option(
+            "--here", help="Use the present environment, not one made of the run's packages."
+        ),
+    ] = False,
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="FILE", help="Use the environment of this interpreter."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="Restore the code there; new or empty. By default a new temporary folder.",
+        ),
+    ] = None,
+    code: Annotated[
+        Path | None,
+        typer.Option(
+            "--code",
+            metavar="DIR",
+            help="Run the project as it is in this folder instead, such as '.' after a change.",
+        ),
+    ] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="PATH",
+            help="Data in the original project, below its top, that the program reads; again for "
+            "more. What was recorded with log_data is there by itself.",
+        ),
+    ] = None,
+    variables: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME=VALUE",
+            help="Set an environment variable, or with NAME= take one away; again for more.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Share by which last values may differ and still count as the same."
+        ),
+    ] = TOLERANCE,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Run it without asking.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a run again, from its code, and say whether the results are the same.
+
+    Ends with 0 where they are, exactly or statistically, and with 1 where they are not.
+    """
+    if here and python is not None:
+        raise QueryError("--here and --python name two environments; give one")
+    wishes = Wishes(
+        folder=folder or Path(tempfile.mkdtemp(prefix="tachograph-reproduce-")),
+        code=code,
+        python=Path(sys.executable) if here else python,
+        arguments=arguments or None,
+        variables=_variables(variables or []),
+        link=link or (),
+        tolerance=tolerance,
+    )
+    with open_for_reading(store) as opened:
+        prepared = prepare(opened, run, wishes)
+        if not as_json:
+            _print_plan(prepared)
+    if not yes:
+        _ask()
+    verdict = run_again(prepared)
+    if as_json:
+        print_json(verdict.document() | {"run_id": verdict.reproduction})
+    else:
+        _print_verdict(verdict)
+    if verdict.verdict not in (EXACT, STATISTICAL):
+        raise typer.Exit(1)
+
+
+def _variables(given: list[str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise QueryError(f"--env {text}: write NAME=VALUE")
+        found[name] = value or None
+    return found
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise QueryError("nobody is there to ask: --yes runs the command that is shown above")
+    typer.confirm("Run it?", abort=True)
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def _print_plan(prepared: Prepared) -> None:
+    record, plan = prepared.record, prepared.plan
+    name = f" {record.name}" if record.name else ""
+    section(f"Reproducing {short_id(record.run_id)}{name}")
+    rows = [("runs", plan.text), ("in", str(plan.folder)), ("with", _environment(prepared))]
+    for variable, value in sorted(plan.changed.items()):
+        if variable not in ("TACHOGRAPH_BACKEND", "TACHOGRAPH_REPRODUCES"):
+            now = " (not set)" if os.environ.get(variable) is None else ""
+            rows.append(
+                ("variable", f"{variable}={value}{now}" if value else f"without {variable}")
+            )
+    rows += [("note", note) for note in plan.notes]
+    for head, text in rows:
+        console().print(f"[dim]{head:<9}[/]", end="")
+        console().print(text, markup=False, soft_wrap=True)
+
+
+def _environment(prepared: Prepared) -> str:
+    python = prepared.plan.words[0]
+    if prepared.environment == "given":
+        return f"{python} and what is installed there"
+    versions = prepared.record.provenance["packages"]["versions"]
+    return f"{python}, an environment of the {len(versions)} packages that were recorded"
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    section(f"{short_id(verdict.original)} and its reproduction {short_id(verdict.reproduction)}")
+    console().print(f"[{_STYLES[verdict.verdict]}]{verdict.verdict}[/]: ", end="")
+    console().print(verdict.reason, markup=False, soft_wrap=True)
+    if verdict.departure is not None:
+        console().print("[dim]first apart [/]", end="")
+        console().print(_departure(verdict.departure), markup=False, soft_wrap=True)
+    if verdict.verdict != EXACT:
+        console().print("[dim]first cause[/] ", end="")
+        console().print(_cause(verdict), markup=False, soft_wrap=True)
+    _print_finals(verdict)
+    _print_changes(verdict)
+
+
+def _cause(verdict: Verdict) -> str:
+    cause = verdict.cause
+    if cause is None:
+        return "not known: nothing that was recorded differs"
+    if cause.area == "code" and verdict.changed_line is not None:
+        return f"code: {verdict.changed_line}"
+    return f"{cause.area}: {cause.path}: {_value(cause.first)} -> {_value(cause.second)}"
+
+
+def _departure(departure: Departure) -> str:
+    values = f"{_value(departure.first)} -> {_value(departure.second)}"
+    where = _label(departure.part, departure.metric, departure.context)
+    if departure.step is None:
+        return f"{where}: {values}"
+    epoch = "" if departure.epoch is None else f", epoch {departure.epoch:g}"
+    return f"{where} at step {departure.step}{epoch}: {values}"
+
+
+def _label(part: tuple[str, ...], metric: str, context: str) -> str:
+    pairs = context_label(context)
+    return " / ".join((*part, f"{metric} ({pairs})" if pairs else metric))
+
+
+def _value(value: object) -> str:
+    """A value in one line; a digest by its beginning."""
+    if value is None:
+        return "nothing"
+    text = value if isinstance(value, str) else shown(value)
+    text = text.removeprefix("sha256:")[:8] if _DIGEST.fullmatch(text) else text
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _print_finals(verdict: Verdict) -> None:
+    if not verdict.finals:
+        return
+    section("Last values of what is not the same throughout")
+    rows = [
+        {
+            "metric": _label(final.part, final.metric, final.context),
+            "original": final.first,
+            "reproduction": final.second,
+            "spread": "" if final.spread is None else " to ".join(map(shown, final.spread)),
+            "near enough": "yes" if final.agrees else "no",
+        }
+        for final in verdict.finals[:_SHOWN]
+    ]
+    print_table(rows, list(rows[0]))
+
+
+def _print_changes(verdict: Verdict) -> None:
+    if not verdict.changes:
+        return
+    section("What differs in where they come from, the likeliest cause first")
+    rows = [
+        {
+            "area": change.area,
+            "path": change.path,
+            "original": _value(change.first),
+            "reproduction": _value(change.second),
+        }
+        for change in verdict.changes[:_SHOWN]
+    ]
+    print_table(rows, list(rows[0]))
+    more = len(verdict.changes) - _SHOWN
+    if more > 0:
+        text = f"{more} more; tachograph diff {short_id(verdict.original)}"
+        console().print(f"{text} {short_id(verdict.reproduction)} shows all", style="dim")

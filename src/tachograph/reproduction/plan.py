@@ -1,0 +1,171 @@
+"""What is to be run so that a run happens again: words, folder, variables.
+
+Works on the recorded documents; runs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tachograph.identity import LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE
+from tachograph.redaction import REDACTED, redact_environment
+from tachograph.reproduction.places import Places
+from tachograph.restoring import Command
+
+_OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it computes
+    r"TACHOGRAPH_(BACKEND|JOURNAL|CONFIG|TOKEN|REPRODUCES|DISABLED)|PYTHON(PATH|HOME|EXECUTABLE)"
+    r"|VIRTUAL_ENV|CONDA_.*|HOSTNAME|CI|CONTAINER|LC_.*|LANG|SLURM_.*|PBS_.*|LSB_.*|KUBERNETES_.*"
+    r"|OMPI_COMM_WORLD_.*|PMI_.*|TORCHELASTIC_.*|MASTER_(ADDR|PORT)|TORCH_NCCL_.*"
+    r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|LD_(PRELOAD|LIBRARY_PATH)|DYLD_.*"
+)
+
+Documents = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A command that is ready to be run.
+
+    Attributes
+    ----------
+    words : list of str
+        The interpreter and its arguments.
+    folder : Path
+        Where it stands.
+    environment : dict of str to str
+        All variables that it gets.
+    changed : dict of str to str or None
+        Those of them that differ from the present ones; None for what is taken away.
+    places : Places
+    notes : list of str
+        What is not as it was, or has to be seen to.
+    """
+
+    words: list[str]
+    folder: Path
+    environment: dict[str, str]
+    changed: dict[str, str | None]
+    places: Places
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The command as one line for a shell."""
+        return shlex.join(self.words)
+
+
+def make_plan(
+    documents: Documents,
+    command: Command,
+    places: Places,
+    python: str,
+    *,
+    arguments: Sequence[str] | None = None,
+    variables: Mapping[str, str | None] | None = None,
+) -> Plan:
+    """Make a run's command ready for this machine.
+
+    Parameters
+    ----------
+    documents : mapping
+        Section to document, of the recorded run.
+    command : Command
+        As `restoring.command_of` gives it.
+    places : Places
+        Where the run's folders are now.
+    python : str
+        The interpreter.
+    arguments : sequence of str, optional
+        In place of what stood behind the script or module.
+    variables : mapping, optional
+        Environment variables to set, or to take away (None), whatever was recorded.
+    """
+    argv = documents.get("argv", {})
+    words = list(command.words)
+    notes = list(command.notes)
+    if arguments is not None:
+        words = _with_arguments(words, argv, arguments)
+        notes = [note for note in notes if REDACTED not in note]
+    stood = str(argv.get("working_directory") or "")
+    words = [_argument(word, stood, places) for word in words]
+    words = [*_launcher(documents, notes), *words]
+    changed, missing = _variables(documents, command, words)
+    changed |= variables or {}
+    notes += [f"the variable {name} held a secret; set it" for name in missing]
+    environment = {**os.environ, **{k: v for k, v in changed.items() if v is not None}}
+    for name in (name for name, value in changed.items() if value is None):
+        environment.pop(name, None)
+    differs = {k: v for k, v in changed.items() if os.environ.get(k) != v}
+    return Plan([python, *words], command.folder, environment, differs, places, notes)
+
+
+# ---------------------------------------------------------------------------- words
+
+
+def _with_arguments(words: list[str], argv: Mapping[str, Any], given: Sequence[str]) -> list[str]:
+    """The words with others in place of the program's own arguments."""
+    own = len(argv.get("argv") or [""]) - 1
+    return [*words[: len(words) - own], *given]
+
+
+def _argument(word: str, stood: str, places: Places) -> str:
+    """An argument whose path leads to the same file as then.
+
+    A relative path that led out of the code leads to where it led, if something is there.
+    """
+    name, equals, value = word.partition("=")
+    if equals and name.startswith("-"):
+        return f"{name}={_argument(value, stood, places)}"
+    path = os.path.normpath(os.path.join(stood, word))
+    if os.path.isabs(word) or not stood:
+        return places.now(word)
+    if places.has(path):
+        return word if places.has(stood) else places.now(path)
+    leads_out = os.sep in word or not places.has(stood)
+    return path if leads_out and os.path.exists(path) else places.now(word)
+
+
+def _launcher(documents: Documents, notes: list[str]) -> list[str]:
+    """What starts the ranks of a training that torchrun had started."""
+    variables = documents.get("environment", {}).get("variables", {})
+    ranks = str(variables.get("LOCAL_WORLD_SIZE") or "")
+    if "TORCHELASTIC_RUN_ID" not in variables or not ranks.isdecimal() or int(ranks) < 1:
+        return []
+    if str(variables.get("GROUP_WORLD_SIZE") or "1") != "1":
+        notes.append("it ran on several machines; only the ranks of one are started here")
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
+# ---------------------------------------------------------------------------- variables
+
+
+def _variables(
+    documents: Documents, command: Command, words: Sequence[str]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Variables that make the environment what it was, and names of what cannot be had again."""
+    recorded = dict(documents.get("environment", {}).get("variables", {}))
+    if documents.get("seeds", {}).get("hash_randomization"):
+        recorded.pop("PYTHONHASHSEED", None)  # set by the program itself, too late for its own hash
+    now = redact_environment(dict(os.environ))
+    changed: dict[str, str | None] = {
+        name: None for name in now if name not in recorded and not _OF_THE_PLACE.fullmatch(name)
+    }
+    missing = []
+    for name, value in recorded.items():
+        if _OF_THE_PLACE.fullmatch(name):
+            continue
+        if REDACTED in value:
+            missing += [] if name in os.environ else [name]
+        else:
+            changed[name] = value
+    scripts = [command.folder / word for word in words if word.endswith(".py")]
+    own = {os.path.normpath(script.parent) for script in scripts}  # Python adds it by itself
+    path = [str(folder) for folder in command.python_path if os.path.normpath(folder) not in own]
+    changed["PYTHONPATH"] = os.pathsep.join(path) or None
+    return changed | dict.fromkeys((LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE)), missing

@@ -1,0 +1,274 @@
+"""A recorded run, run again: its code, its environment, its command, and the verdict."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tachograph import comparison, origin
+from tachograph.errors import StoreError
+from tachograph.provenance.trees import MAIN, is_inside
+from tachograph.query import Store, open_store
+from tachograph.reproduction import interpreter
+from tachograph.reproduction.code_changes import first_changed_line
+from tachograph.reproduction.evidence import gather
+from tachograph.reproduction.matching import SECTION, counterpart, reproductions
+from tachograph.reproduction.places import Places
+from tachograph.reproduction.plan import Plan, make_plan
+from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
+from tachograph.restoring import command_of, restore_run
+from tachograph.runrecord import RunRecord
+from tachograph.sources import Restored
+
+Documents = Mapping[str, Any]
+
+_SHARED_PREFIXES = ("/", "/usr", "/usr/local")  # where more lies than Python
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a run is to be reproduced.
+
+    Attributes
+    ----------
+    folder : Path
+        Where its code is restored; does not exist yet, or is empty.
+    code : Path or None
+        A folder whose content is run in place of the project as it was recorded.
+    python : Path or None
+        An interpreter; by default that of an environment made from the recorded packages.
+    arguments : list of str or None
+        In place of the program's recorded arguments.
+    variables : dict of str to str or None
+        Environment variables that are not to be as recorded; None takes one away.
+    link : list of str
+        Files and folders of the original project to be reached from the restored one.
+    tolerance : float
+        See `verdict.TOLERANCE`.
+    """
+
+    folder: Path
+    code: Path | None = None
+    python: Path | None = None
+    arguments: Sequence[str] | None = None
+    variables: Mapping[str, str | None] | None = None
+    link: Sequence[str] = ()
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that is ready to be reproduced.
+
+    Attributes
+    ----------
+    record : RunRecord
+        The run; of one that is part of another, the outermost.
+    plan : Plan
+    restored : Restored or None
+        None where nothing of the recorded code was needed.
+    wishes : Wishes
+    environment : {'made', 'given'}
+    store_url : str
+    """
+
+    record: RunRecord
+    plan: Plan
+    restored: Restored | None
+    wishes: Wishes
+    environment: str
+    store_url: str
+
+
+def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
+    """Restore the code of a run and make its command ready; nothing of it is run.
+
+    The environment is made by `run_again` where it is not there yet.
+
+    Raises
+    ------
+    RunNotFound
+        There is no such run.
+    StoreError
+        Its code cannot be had, or its command is not known; the message says why.
+    """
+    record = store.run(run)
+    if record.row["root_id"] not in (None, record.run_id):
+        record = store.run(str(record.row["root_id"]))
+    documents = record.provenance
+    restored = _restore(store, record, wishes)
+    command = command_of(documents, restored)
+    if not command.words:
+        reasons = "; ".join(command.notes) or "its command is not known"
+        raise StoreError(f"{record.run_id} cannot be run again: {reasons}")
+    python = wishes.python or interpreter.python_of(interpreter.environment_folder(documents))
+    places = _places(documents, restored.folder, wishes, str(python))
+    plan = make_plan(
+        documents,
+        command,
+        places,
+        str(python),
+        arguments=wishes.arguments,
+        variables={
+            **(wishes.variables or {}),
+            "TACHOGRAPH_BACKEND": store.url,
+            "TACHOGRAPH_DISABLED": None,
+            origin.REPRODUCES_VARIABLE: record.run_id,
+        },
+    )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    plan.notes.extend(_link(documents, places, wishes.link))
+    how = "made" if wishes.python is None else "given"
+    plan.notes.extend(
+        f"not in the code that was kept: {key}: {why}" for key, why in _lacks(restored)
+    )
+    if how == "made":
+        plan.notes.extend(f"not installed: {text}" for text in interpreter.left_out(documents))
+    return Prepared(record, plan, restored, wishes, how, store.url)
+
+
+def run_again(prepared: Prepared) -> Verdict:
+    """Run it, wait for its end, compare, and record the verdict with the new run.
+
+    What the program prints goes where this process prints.
+
+    Raises
+    ------
+    StoreError
+        The environment cannot be made, the command not started, or no run was recorded.
+    """
+    if prepared.environment == "made":
+        interpreter.make_environment(prepared.record.provenance)
+    original, plan = prepared.record.run_id, prepared.plan
+    with open_store(prepared.store_url) as store:
+        before = set(reproductions(store, original))
+    status = _run(plan)
+    with open_store(prepared.store_url) as store:
+        new = [run for run in reproductions(store, original) if run not in before]
+        again = counterpart(store, original, new)
+        if again is None:
+            raise StoreError(
+                f"the command ended with status {status} before it had recorded a run like"
+                f" {original}; it ran in {plan.folder}"
+            )
+        verdict = _compare(store, original, again, prepared)
+        about = {
+            "command": plan.text,
+            "folder": str(plan.folder),
+            "environment": prepared.environment,
+            "tolerance": prepared.wishes.tolerance,
+            "exit_status": status,
+        }
+        row = origin.provenance_row(SECTION, verdict.document() | about)
+        store.edit({"provenance": [{"run_id": again} | row]})
+    return verdict
+
+
+def _run(plan: Plan) -> int:
+    try:
+        with subprocess.Popen(plan.words, cwd=plan.folder, env=plan.environment) as process:
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:  # the program has got it too, and ends its run
+                    continue
+    except OSError as error:
+        raise StoreError(f"{plan.words[0]} cannot be started: {error.strerror}") from error
+
+
+def _compare(store: Store, original: str, again: str, prepared: Prepared) -> Verdict:
+    records = store.run(original), store.run(again)
+    table = comparison.changes(records, ("first", "second"), prepared.plan.places.then)
+    changes = [Change(**row) for row in table]
+    line = first_changed_line(store, *records) if any(c.area == "code" for c in changes) else None
+    evidence = gather(store, original, again)
+    return judge(store, original, again, evidence, changes, prepared.wishes.tolerance, line)
+
+
+# ---------------------------------------------------------------------------- the code
+
+
+def _restore(store: Store, record: RunRecord, wishes: Wishes) -> Restored:
+    try:
+        restored = restore_run(store, record, wishes.folder)
+    except StoreError:
+        if wishes.code is None or wishes.folder.exists():
+            raise
+        wishes.folder.mkdir(parents=True)
+        restored = Restored(wishes.folder, [], [], {}, {})
+    if wishes.code is not None:
+        _put_in_place(wishes.code.resolve(), restored.folder / MAIN)
+    return restored
+
+
+def _put_in_place(code: Path, project: Path) -> None:
+    """Have the given code stand where the project of the run was restored."""
+    if not code.is_dir():
+        raise StoreError(f"{code} is no folder")
+    if project.exists():
+        project.rename(project.with_name(f"{MAIN} as recorded"))
+    project.symlink_to(code)
+
+
+def _lacks(restored: Restored) -> list[tuple[str, str]]:
+    redacted = [(key, "a secret was taken out of it") for key in restored.redacted]
+    return [*restored.missing.items(), *redacted]
+
+
+def _places(documents: Documents, folder: Path, wishes: Wishes, python: str) -> Places:
+    top = folder.absolute()
+    trees = documents.get("source", {}).get("trees", {})
+    roots = {
+        name: str(tree["root"])
+        for name, tree in trees.items()
+        if is_inside(name) and tree.get("root") and (top / name).exists()
+    }
+    pairs = [(root, str(top / name)) for name, root in roots.items()]
+    if MAIN in roots and wishes.code is not None:
+        pairs.insert(0, (roots[MAIN], str(top / MAIN)))
+    pairs += [(root, str((top / name).resolve())) for name, root in roots.items()]
+    prefix = str(documents.get("python", {}).get("prefix") or "")
+    if prefix and prefix not in _SHARED_PREFIXES:
+        pairs.append((prefix, str(Path(python).absolute().parent.parent)))
+    return Places(pairs)
+
+
+def _link(documents: Documents, places: Places, wanted: Sequence[str]) -> list[str]:
+    """Make data that was left in the original project reachable from the restored one."""
+    root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
+    asked = [os.path.normpath(os.path.join(root, path)) for path in wanted]
+    for path in asked:
+        if not (places.has(path) and os.path.exists(path)):
+            raise StoreError(f"--link {path}: there is no such file in the project of the run")
+    known = [path for path in _data_paths(documents) if places.has(path) and os.path.exists(path)]
+    notes = []
+    for path in dict.fromkeys([*asked, *known]):
+        here = Path(places.now(path))
+        if not here.exists() and not here.is_symlink():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(path)
+            notes.append(f"data from where it lay: {path}")
+    return notes
+
+
+def _data_paths(documents: Documents) -> list[str]:
+    """Files and folders that were recorded as data."""
+    stood = str(documents.get("argv", {}).get("working_directory") or "")
+    found: list[str] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, Mapping):
+            path = value.get("path")
+            if isinstance(path, str) and (stood or os.path.isabs(path)):
+                found.append(os.path.normpath(os.path.join(stood, path)))
+            for item in value.values():
+                look(item)
+
+    for section, document in documents.items():
+        if section.startswith("data."):
+            look(document)
+    return found

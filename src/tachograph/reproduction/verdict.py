@@ -1,0 +1,267 @@
+"""What the comparison of two runs means: exact, statistical or different, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tachograph.query import Store
+from tachograph.reproduction.evidence import Departure, Evidence, Series
+from tachograph.reproduction.matching import Part, parts, reproductions
+from tachograph.values import plain
+
+EXACT, STATISTICAL, DIFFERENT, FAILED = "exact", "statistical", "different", "failed"
+TOLERANCE = 1e-6
+"""How far apart, as a share of the larger one, two last values may be."""
+
+LEAST_RUNS = 3
+"""So many runs of a group make a spread."""
+
+_NAMED = 20  # of each kind, in the document
+_FAILURES = ("failed", "interrupted", "lost", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing in which the two runs differ: see `comparison.Difference.changes`."""
+
+    area: str
+    path: str
+    first: Any
+    second: Any
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is an argument: what the data became may follow from it."""
+        return self.path.startswith(("argv.arguments", "argv.seeds", "arguments."))
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The last values of a series, and whether they are near enough.
+
+    Attributes
+    ----------
+    metric : str
+    first, second : float
+    spread : tuple of float or None
+        Least and greatest last value of the group's runs, where there are enough.
+    agrees : bool
+        Whether the second is within the tolerance of the first, or within the spread.
+    """
+
+    part: Part
+    metric: str
+    context: str
+    first: float
+    second: float
+    spread: tuple[float, float] | None
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a run was reproduced.
+
+    Attributes
+    ----------
+    verdict : {'exact', 'statistical', 'different', 'failed'}
+    original, reproduction : str
+        Ids of the two runs.
+    reason : str
+        One line for a person.
+    evidence : Evidence
+    finals : list of Final
+        Of the series that are not the same throughout.
+    changes : list of Change
+        What differs in provenance, the likeliest cause first.
+    group : list of str
+        The runs that the spread comes from.
+    changed_line : str or None
+        The first line of code that differs.
+    """
+
+    verdict: str
+    original: str
+    reproduction: str
+    reason: str
+    evidence: Evidence
+    finals: list[Final]
+    changes: list[Change]
+    group: list[str]
+    changed_line: str | None = None
+
+    @property
+    def departure(self) -> Departure | None:
+        """Where the runs first part."""
+        return self.evidence.departures[0] if self.evidence.departures else None
+
+    @property
+    def cause(self) -> Change | None:
+        """What most likely explains that they part; None where nothing that counts differs.
+
+        Code comes before arguments, and these before what they may have changed, such as data.
+        """
+        known = [change for change in self.changes if change.area != "other"]
+        if self.verdict == EXACT or not known:
+            return None
+        given = [change for change in known if change.is_given]
+        return known[0] if known[0].area == "code" or not given else given[0]
+
+    def document(self) -> dict[str, Any]:
+        """What the record keeps of it, under the section `reproduction`."""
+        evidence = self.evidence
+        return {
+            "of": self.original,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "series": evidence.series,
+            "points": evidence.points,
+            "equal_points": evidence.equal_points,
+            "only_in_original": evidence.only[0][:_NAMED],
+            "only_in_reproduction": evidence.only[1][:_NAMED],
+            "outcomes": evidence.outcomes,
+            "first_departure": None if self.departure is None else _plain(self.departure),
+            "finals": [_plain(final) for final in self.finals[:_NAMED]],
+            "cause": None if self.cause is None else _plain(self.cause),
+            "changed_line": self.changed_line,
+            "changes": [_plain(change) for change in self.changes[:_NAMED]],
+            "group": self.group,
+        }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+
+
+def judge(
+    store: Store,
+    original: str,
+    reproduction: str,
+    evidence: Evidence,
+    changes: Sequence[Change],
+    tolerance: float = TOLERANCE,
+    changed_line: str | None = None,
+) -> Verdict:
+    """Say what the evidence means.
+
+    Parameters
+    ----------
+    store : Store
+        For the status of the runs, and for the other runs of their group.
+    original, reproduction : str
+        Ids.
+    evidence : Evidence
+    changes : sequence of Change
+        What differs in provenance.
+    tolerance : float, default 1e-6
+        See `TOLERANCE`.
+    changed_line : str, optional
+        See `Verdict`.
+    """
+    group = _group(store, original)
+    finals = _finals(store, evidence, group, tolerance)
+    verdict, reason = _decide(store, original, reproduction, evidence, finals)
+    return Verdict(
+        verdict,
+        original,
+        reproduction,
+        reason,
+        evidence,
+        finals,
+        [*changes],
+        group,
+        changed_line,
+    )
+
+
+def _decide(
+    store: Store, original: str, reproduction: str, evidence: Evidence, finals: Sequence[Final]
+) -> tuple[str, str]:
+    ends = [store.row(run)["status"] for run in (original, reproduction)]
+    if ends[0] != ends[1] and ends[1] in _FAILURES:
+        return FAILED, f"the reproduction ended as {ends[1]}, the original as {ends[0]}"
+    if evidence.is_exact:
+        return EXACT, _exactly(evidence)
+    if not evidence.points and not evidence.outcomes:
+        return FAILED, "the runs have recorded no results that could be compared"
+    if only := [name for side in evidence.only for name in side]:
+        return DIFFERENT, f"only one of the runs has {only[0]}"
+    if all(final.agrees for final in finals):
+        return STATISTICAL, _nearly(finals)
+    worst = next(final for final in finals if not final.agrees)
+    return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
+
+
+def _exactly(evidence: Evidence) -> str:
+    same = [name for name, state in evidence.outcomes.items() if state == "same"]
+    words = [f"all {evidence.points:,} points of {evidence.series} metrics"] * bool(evidence.points)
+    return f"{' and '.join([*words, *same])} are the same bit for bit"
+
+
+def _nearly(finals: Sequence[Final]) -> str:
+    if not finals:
+        return "every metric is the same bit for bit; what the training made is not"
+    if any(final.spread for final in finals):
+        return "every metric ends within the spread of the group's runs, or the tolerance"
+    return "every metric ends within the tolerance"
+
+
+# ---------------------------------------------------------------------------- last values
+
+
+def _finals(
+    store: Store, evidence: Evidence, group: Sequence[str], tolerance: float
+) -> list[Final]:
+    differ = {(d.part, d.metric, d.context) for d in evidence.departures}
+    chosen = [key for key in evidence.finals if key[:3] in differ]
+    spreads = _spreads(store, group, chosen) if len(group) >= LEAST_RUNS else {}
+    order = {(d.part, d.metric, d.context): n for n, d in enumerate(evidence.departures)}
+    return [
+        _final(key, *evidence.finals[key], spreads.get(key), tolerance)
+        for key in sorted(chosen, key=lambda key: order[key[:3]])
+    ]
+
+
+def _final(
+    key: Series, first: float, second: float, spread: tuple[float, float] | None, tolerance: float
+) -> Final:
+    near = (
+        first == second
+        or (math.isnan(first) and math.isnan(second))
+        or abs(first - second) <= tolerance * max(abs(first), abs(second))
+    )
+    inside = spread is not None and spread[0] <= second <= spread[1]
+    return Final(*key[:3], first, second, spread, near or inside)
+
+
+def _group(store: Store, original: str) -> list[str]:
+    """Runs that differ from the original in nothing but the seed, itself too; no reproductions."""
+    group = store.row(original)["group_id"]
+    if group is None:
+        return []
+    again = reproductions(store)
+    found = store.runs(f"group_id = {json.dumps(group)} and status = 'finished'", children=True)
+    return [run_id for run_id in found["run_id"] if run_id not in again]
+
+
+def _spreads(
+    store: Store, group: Sequence[str], keys: Sequence[Series]
+) -> Mapping[Series, tuple[float, float]]:
+    """Least and greatest last value of each series over the group's runs."""
+    values: dict[Series, list[float]] = {}
+    wanted = {key[0] for key in keys}
+    for run in group:
+        for part, run_id in parts(store, run).items():
+            if part in wanted:
+                for row in store.metrics_of(run_id):
+                    key = (part, row["name"], row["context"], row["rank"])
+                    values.setdefault(key, []).append(row["last"])
+    return {
+        key: (min(values[key]), max(values[key]))
+        for key in keys
+        if len(values.get(key, ())) >= LEAST_RUNS
+    }
