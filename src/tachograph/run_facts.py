@@ -247,14 +247,57 @@ class Facts:
         artifacts.log_figure(self, name, figure, step=step)
 
     @guarded
-    def log_data(self, data: Any, name: str = "data") -> None:
-        """Record the fingerprint of data: shape, types and digest, never the data itself."""
+    def log_data(
+        self, data: Any, name: str = "data", *, rows: Any = None, role: str | None = None
+    ) -> None:
+        """Record the fingerprint of data: shape, types and digest, never the data itself.
+
+        Rows of a split for evaluation that are among the training rows become an event, with their
+        count. By its name a split is for training (`train`, `fit`, `X`), for evaluation (`val`,
+        `valid`, `test`, `eval`, `holdout`, …) or for neither.
+
+        Parameters
+        ----------
+        data : any
+            Arrays, tensors, data frames, data sets, files, …; see `provenance.data.fingerprint`.
+        name : str, default 'data'
+            Of the split; recorded as the section ``data.<name>``.
+        rows : any, optional
+            What the rows are read from, where that is something else.
+        role : {'training', 'evaluation', 'watched', 'prediction', 'other'}, optional
+            What the split is for, where its name does not say it. 'watched' is an evaluation that
+            may be of the training data itself.
+        """
 
         def fingerprint() -> None:
             document = origin.data_document(data, name)
             self.record_rows("provenance", origin.provenance_row(f"data.{name}", document))
 
         self.in_background(fingerprint)
+        self.compare_rows(data if rows is None else rows, name, role=role)
+
+    @guarded
+    def compare_rows(
+        self, data: Any, name: str, *, role: str | None = None, fold: int | None = None
+    ) -> None:
+        """Look in the background which rows of a split are among those of the others.
+
+        Parameters
+        ----------
+        data : any
+        name : str
+        role : str, optional
+            As of `log_data`.
+        fold : int, optional
+            The fold of a cross-validation inside this run that the split belongs to.
+        """
+
+        def compare() -> None:
+            from tachograph import splits  # with much that the start does without
+
+            splits.compare(self, data, name, role, fold)
+
+        self.in_background(compare)
 
     @guarded
     def log_outcome(self, value: Any, name: str = "predictions", *, batches: bool = False) -> None:

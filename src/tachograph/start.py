@@ -39,7 +39,7 @@ class InertRun(Run):
 
     log_params = set_tags = note = event = update = log
     log_provenance = log_tensors = log_statistics = log_artifact = log_table = log
-    log_image = log_figure = log_data = log_outcome = set_first_step = set_rank = log
+    log_image = log_figure = log_data = log_outcome = compare_rows = set_first_step = set_rank = log
     rebind = report_problem = log_derived = watch_cost = end_cost = log
 
     def child(self, *_: Any, **__: Any) -> Run:

@@ -20,7 +20,7 @@ from tachograph.provenance.row_values import (
     numpy,
 )
 
-CHUNK_VALUES = 1 << 15
+CHUNK_VALUES = 1 << 16
 """Their words fit into the cache of a core."""
 
 FULL_BITS = 64.0
