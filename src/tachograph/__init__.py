@@ -7,9 +7,11 @@ of the frameworks, `tachograph.backends` the stores.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # `typing` would take longer than the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from tachograph.current import current_run
     from tachograph.query import open_store as open
     from tachograph.run import Run

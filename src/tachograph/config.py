@@ -192,6 +192,7 @@ def _from_file(
     return _defaults(home) | stated | _environment(variables, folder)
 
 
+@functools.lru_cache(maxsize=16)
 def _defaults(folder: Path) -> _Layer:
     origin = Origin("default")
     values: _Layer = {s.key: (None, origin) for s in SETTINGS if s.key not in _TABLES}
