@@ -119,6 +119,7 @@ def begin(run: Run, recorder: Recorder) -> Beside:
         if seeding := sys.modules.get("tachograph.seeding"):
             seeding.record_seeding(run)
         if original := os.environ.get(REPRODUCES_VARIABLE):
+            run.set_tags({"reproduces": original})
             run.log_provenance("reproduction", {"of": original, "verdict": None})
         recorder.in_background(lambda: _collect_later(run))
         beside.record_code(found.files)

@@ -162,7 +162,7 @@ def _print_plan(prepared: Prepared) -> None:
     section(f"Reproducing {short_id(record.run_id)}{name}")
     rows = [("runs", plan.text), ("in", str(plan.folder)), ("with", _environment(prepared))]
     for variable, value in sorted(plan.changed.items()):
-        if variable not in ("TACHOGRAPH_BACKEND", "TACHOGRAPH_REPRODUCES"):
+        if not variable.startswith("TACHOGRAPH_"):
             now = " (not set)" if os.environ.get(variable) is None else ""
             rows.append(
                 ("variable", f"{variable}={value}{now}" if value else f"without {variable}")

@@ -95,7 +95,7 @@ def make_plan(
     stood = str(argv.get("working_directory") or "")
     words = [_argument(word, stood, places) for word in words]
     words = [*_launcher(documents, notes), *words]
-    changed, missing = _variables(documents, command, words)
+    changed, missing = _variables(documents, command, words, places)
     changed |= variables or {}
     notes += [f"the variable {name} held a secret; set it" for name in missing]
     environment = {**os.environ, **{k: v for k, v in changed.items() if v is not None}}
@@ -146,7 +146,7 @@ def _launcher(documents: Documents, notes: list[str]) -> list[str]:
 
 
 def _variables(
-    documents: Documents, command: Command, words: Sequence[str]
+    documents: Documents, command: Command, words: Sequence[str], places: Places
 ) -> tuple[dict[str, str | None], list[str]]:
     """Variables that make the environment what it was, and names of what cannot be had again."""
     recorded = dict(documents.get("environment", {}).get("variables", {}))
@@ -166,6 +166,8 @@ def _variables(
             changed[name] = value
     scripts = [command.folder / word for word in words if word.endswith(".py")]
     own = {os.path.normpath(script.parent) for script in scripts}  # Python adds it by itself
-    path = [str(folder) for folder in command.python_path if os.path.normpath(folder) not in own]
-    changed["PYTHONPATH"] = os.pathsep.join(path) or None
+    given = (places.now(path) for path in recorded.get("PYTHONPATH", "").split(os.pathsep))
+    path = [folder for folder in given if folder and os.path.isdir(folder)]
+    path += [str(folder) for folder in command.python_path if os.path.normpath(folder) not in own]
+    changed["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path)) or None
     return changed | dict.fromkeys((LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE)), missing

@@ -116,6 +116,7 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
         variables={
             **(wishes.variables or {}),
             "TACHOGRAPH_BACKEND": store.url,
+            "TACHOGRAPH_PROJECT": record.row["project"],
             "TACHOGRAPH_DISABLED": None,
             origin.REPRODUCES_VARIABLE: record.run_id,
         },
@@ -214,9 +215,14 @@ def _put_in_place(code: Path, project: Path) -> None:
     project.symlink_to(code)
 
 
-def _lacks(restored: Restored) -> list[tuple[str, str]]:
-    redacted = [(key, "a secret was taken out of it") for key in restored.redacted]
-    return [*restored.missing.items(), *redacted]
+def _lacks(documents: Documents, restored: Restored) -> list[str]:
+    """What of the code is not as it was; a folder without git never had more than its files."""
+    trees = documents.get("source", {}).get("trees", {})
+    missing = {
+        key: why for key, why in restored.missing.items() if "missing" not in trees.get(key, {})
+    }
+    redacted = [f"{key}: a secret was taken out of it" for key in restored.redacted]
+    return [*(f"{key}: {why}" for key, why in missing.items()), *redacted]
 
 
 def _places(documents: Documents, folder: Path, wishes: Wishes, python: str) -> Places:

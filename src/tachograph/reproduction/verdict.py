@@ -198,7 +198,8 @@ def _decide(
 
 def _exactly(evidence: Evidence) -> str:
     same = [name for name, state in evidence.outcomes.items() if state == "same"]
-    words = [f"all {evidence.points:,} points of {evidence.series} metrics"] * bool(evidence.points)
+    metrics = "1 metric" if evidence.series == 1 else f"{evidence.series} metrics"
+    words = [f"all {evidence.points:,} points of {metrics}"] * bool(evidence.points)
     return f"{' and '.join([*words, *same])} are the same bit for bit"
 
 
