@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tachograph.provenance.digest import Column, combine, digest_columns, plain_bytes
+from tachograph.provenance import Document, sketches
+from tachograph.provenance.digest import Column, Reading, combine, plain_bytes, read_columns
+from tachograph.provenance.number_sketches import DateSketch, NumberSketch
+from tachograph.provenance.value_sketches import ValueSketch
 
 OBJECT_BYTES = 64
 """What one Python object is taken for when the size of content is estimated."""
@@ -21,12 +25,19 @@ def numpy_array(data: Any) -> dict[str, Any]:
     width = rows.size // max(1, len(rows))
     item_bytes = OBJECT_BYTES if data.dtype.hasobject else data.dtype.itemsize
 
-    def read(start: int, stop: int) -> bytes:
-        chunk = rows[start:stop]
-        return plain_bytes(chunk.ravel().tolist()) if data.dtype.hasobject else chunk.tobytes()
+    def encode(piece: Any) -> bytes:
+        return plain_bytes(_values(piece)) if data.dtype.hasobject else bytes(piece.tobytes())
 
-    column = Column(_row_shape(data), str(data.dtype), width * item_bytes, read)
-    return _shape_of(data, data.dtype.itemsize) | digest_columns(len(rows), [column])
+    column = Column(
+        _row_shape(data),
+        str(data.dtype),
+        width * item_bytes,
+        lambda start, stop: rows[start:stop],
+        encode,
+        array_sketch(data.dtype, rows.shape),
+    )
+    reading = read_columns(len(rows), [column])
+    return _shape_of(data, data.dtype.itemsize) | reading.digest | array_sketches(reading)
 
 
 def torch_tensor(data: Any) -> dict[str, Any]:
@@ -38,13 +49,23 @@ def torch_tensor(data: Any) -> dict[str, Any]:
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     width = rows.numel() // max(1, len(rows))
 
-    def read(start: int, stop: int) -> bytes:
-        chunk = rows[start:stop].resolve_conj().resolve_neg().contiguous().flatten()
-        return bytes(chunk.view(sys.modules["torch"].uint8).numpy().tobytes())
+    def read(start: int, stop: int) -> Any:
+        return rows[start:stop].resolve_conj().resolve_neg().contiguous()
+
+    def encode(piece: Any) -> bytes:
+        return bytes(piece.flatten().view(sys.modules["torch"].uint8).numpy().tobytes())
 
     dtype = str(data.dtype).removeprefix("torch.")  # the same content has the same digest in numpy
-    column = Column(_row_shape(data), dtype, width * data.element_size(), read)
-    return document | digest_columns(len(rows), [column])
+    column = Column(
+        _row_shape(data),
+        dtype,
+        width * data.element_size(),
+        read,
+        encode,
+        _tensor_sketch(data.dtype, rows.shape),
+    )
+    reading = read_columns(len(rows), [column])
+    return document | reading.digest | array_sketches(reading)
 
 
 def jax_array(data: Any) -> dict[str, Any]:
@@ -70,6 +91,8 @@ def sparse_matrix(data: Any) -> dict[str, Any]:
     parts = [getattr(data, name, None) for name in names]
     described = [numpy_array(part) for part in parts if hasattr(part, "dtype")]
     sampled = any(part.get("digest_of") == "sample" for part in described)
+    stored = described[0] if hasattr(getattr(data, "data", None), "dtype") else {}
+    sketch = {name: stored[name] for name in ("sketch", "sketch_of") if "sketch" in stored}
     return {
         "shape": [int(size) for size in data.shape],
         "rows": int(data.shape[0]),
@@ -78,7 +101,67 @@ def sparse_matrix(data: Any) -> dict[str, Any]:
         "stored": int(data.nnz),
         "digest": combine(part["digest"] for part in described) if described else None,
         "digest_of": "sample" if sampled else "content",
+        **sketch,
     }
+
+
+# ---------------------------------------------------------------------------- sketches
+
+
+def array_sketches(reading: Reading) -> Document:
+    """The sketches of an array that is read as one column: per column of it, or over all."""
+    documents = reading.sketches[0] if reading.sketches else None
+    if documents is None:
+        return {}
+    if len(documents) == 1:
+        return {"sketch": documents[0], "sketch_of": reading.covers}
+    columns = sketches.by_column(map(str, range(len(documents))), documents, 0)
+    return columns | {"sketch_of": reading.covers}
+
+
+def array_sketch(
+    dtype: Any, shape: Sequence[int], convert: sketches.Convert | None = None
+) -> Callable[[int], sketches.Sketch] | None:
+    """What makes the sketch of an array; None for types that have none, such as complex ones."""
+    each = math.prod(shape[1:])  # values of a row
+    width = each if len(shape) == 2 and each <= sketches.WIDTH else 1
+    distinct = each == width
+    if not each:
+        return None
+    if dtype.kind in "biuf":
+        return lambda rows: NumberSketch(
+            rows * each // width, dtype, width, convert, distinct=distinct
+        )
+    if dtype.kind in "mM":
+        return lambda _: DateSketch()
+    if dtype.kind in "OUST":
+        return lambda rows: ValueSketch(rows * each, _values)
+    if dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")):  # of ml_dtypes
+        return array_sketch(_single(), shape, lambda piece: piece.astype(_single()))
+    return None
+
+
+def _tensor_sketch(dtype: Any, shape: Sequence[int]) -> Callable[[int], sketches.Sketch] | None:
+    torch = sys.modules["torch"]
+    if dtype.is_complex:
+        return None
+    try:
+        of_numpy = torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:  # numpy has no such type
+        return array_sketch(_single(), shape, lambda piece: piece.float().numpy())
+    return array_sketch(of_numpy, shape, lambda piece: piece.numpy())
+
+
+def _single() -> Any:
+    return sys.modules["numpy"].dtype("f4")
+
+
+def _values(piece: Any) -> list[Any]:
+    values: list[Any] = piece.ravel().tolist()
+    return values
+
+
+# ---------------------------------------------------------------------------- shapes
 
 
 def _shape_of(data: Any, item_bytes: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tachograph.provenance import Document, arrays, files, frames, loaders, missing
-from tachograph.provenance.digest import Column, digest_columns, plain_bytes
+from tachograph.provenance.digest import Column, plain_bytes, read_columns
+from tachograph.provenance.value_sketches import ValueSketch
 from tachograph.values import qualified_name
 
 _DEPTH = 5
@@ -81,9 +82,15 @@ def _sequence(data: Any, inside: loaders.Inside) -> Document:
     if 0 < len(data) <= _PARTS and any(hasattr(item, "shape") for item in data):
         return _parts({str(index): item for index, item in enumerate(data)}, inside)
     column = Column(
-        "", "object", arrays.OBJECT_BYTES, lambda start, stop: plain_bytes(data[start:stop])
+        "",
+        "object",
+        arrays.OBJECT_BYTES,
+        lambda start, stop: data[start:stop],
+        plain_bytes,
+        ValueSketch,
     )
-    return {"rows": len(data), **digest_columns(len(data), [column])}
+    reading = read_columns(len(data), [column])
+    return {"rows": len(data), **reading.digest, **arrays.array_sketches(reading)}
 
 
 def _parts(parts: Mapping[str, Any], inside: loaders.Inside) -> Document:

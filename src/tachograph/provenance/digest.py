@@ -9,7 +9,7 @@ import decimal
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 EXACT_BYTES = 64 << 20
 """Content up to this size is read in full."""
@@ -26,40 +26,95 @@ class NotPlain(Exception):
     """Content whose values have no bytes of their own, such as objects of a user's class."""
 
 
+class Sketch(Protocol):
+    """What is made of the rows beside their digest, in the same pass."""
+
+    def add(self, rows: Any) -> None:
+        """Take the next rows; never raises."""
+
+    def documents(self) -> list[dict[str, Any]]:
+        """What was found; never raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Rows of equal type: about how many bytes one takes, and how to read a range as bytes."""
+    """Rows of equal type.
+
+    Attributes
+    ----------
+    name, dtype : str
+    row_bytes : int
+        About how many bytes a row takes.
+    read : callable
+        Gives the rows of a range: start, stop.
+    encode : callable, default bytes
+        Makes bytes of what `read` gave.
+    sketch : callable, optional
+        Makes a sketch, given how many rows will be read.
+    """
 
     name: str
     dtype: str
     row_bytes: int
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], Any]
+    encode: Callable[[Any], bytes] = bytes
+    sketch: Callable[[int], Sketch] | None = None
+
+
+class Reading(NamedTuple):
+    """What was found in columns.
+
+    Attributes
+    ----------
+    digest : dict
+        `digest`, and `digest_of`: 'content', or 'sample' for rows picked by position alone. Where
+        the values have no bytes of their own, `digest` is None and `missing` says so.
+    sketches : list
+        Of each column that has a sketch, its documents; None where its values have no bytes.
+    covers : {'content', 'sample'}
+    """
+
+    digest: dict[str, Any]
+    sketches: list[list[dict[str, Any]] | None]
+    covers: str
+
+
+def read_columns(rows: int, columns: Sequence[Column]) -> Reading:
+    """Read columns once: for a digest over them with their names and types, and for sketches."""
+    row_bytes = max(1, sum(column.row_bytes for column in columns))
+    exact = rows * row_bytes <= EXACT_BYTES
+    covers = "content" if exact else "sample"
+    hasher = hashlib.sha256()
+    sketches: list[list[dict[str, Any]] | None] = []
+    reason = None
+    for column in columns:
+        hasher.update(column_header(column.name, column.dtype, rows))
+        ranges = list(spans(rows, column.row_bytes if exact else row_bytes, exact=exact))
+        sketch = _sketch(column, ranges)
+        try:
+            for start, stop in ranges:
+                piece = column.read(start, stop)
+                hasher.update(column.encode(piece))
+                if sketch:
+                    sketch.add(piece)
+            documents = sketch.documents() if sketch else None
+        except NotPlain as error:
+            reason, documents = reason or str(error), None
+        if sketch:
+            sketches.append(documents)
+    if reason:
+        return Reading({"digest": None, "missing": reason}, sketches, covers)
+    digest = f"sha256:{hasher.hexdigest()}"
+    return Reading({"digest": digest, "digest_of": covers}, sketches, covers)
+
+
+def _sketch(column: Column, ranges: Iterable[tuple[int, int]]) -> Sketch | None:
+    return column.sketch and column.sketch(sum(stop - start for start, stop in ranges))
 
 
 def digest_columns(rows: int, columns: Sequence[Column]) -> dict[str, Any]:
-    """Digest of columns with their names and types.
-
-    Returns
-    -------
-    dict
-        `digest`, and `digest_of`: 'content', or 'sample' for rows picked by position alone. Where
-        the values have no bytes of their own, `digest` is None and `missing` says so.
-    """
-    row_bytes = max(1, sum(column.row_bytes for column in columns))
-    exact = rows * row_bytes <= EXACT_BYTES
-    hasher = hashlib.sha256()
-    try:
-        for column in columns:
-            hasher.update(column_header(column.name, column.dtype, rows))
-            width = column.row_bytes if exact else row_bytes
-            for start, stop in spans(rows, width, exact=exact):
-                hasher.update(column.read(start, stop))
-    except NotPlain as error:
-        return {"digest": None, "missing": str(error)}
-    return {
-        "digest": f"sha256:{hasher.hexdigest()}",
-        "digest_of": "content" if exact else "sample",
-    }
+    """The digest alone, see `Reading`."""
+    return read_columns(rows, columns).digest
 
 
 def column_header(name: str, dtype: str, rows: int) -> bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from tachograph.provenance.arrays import OBJECT_BYTES
-from tachograph.provenance.digest import Column, digest_columns, plain_bytes
+from tachograph.provenance import Document, sketches
+from tachograph.provenance.arrays import OBJECT_BYTES, array_sketch
+from tachograph.provenance.digest import Column, plain_bytes, read_columns
+from tachograph.provenance.value_sketches import ValueSketch
 
 
 def pandas_frame(data: Any) -> dict[str, Any]:
@@ -28,21 +32,17 @@ def pandas_series(data: Any) -> dict[str, Any]:
 
 
 def _pandas_column(name: str, series: Any) -> Column:
-    numeric = getattr(series.dtype, "kind", "O") in "biufcmM" and hasattr(series.dtype, "itemsize")
-    if numeric and hasattr(series.dtype, "newbyteorder"):  # a dtype of numpy, not an extension
-        return Column(
-            name,
-            str(series.dtype),
-            series.dtype.itemsize,
-            lambda start, stop: bytes(series.iloc[start:stop].to_numpy().tobytes()),
+    dtype = series.dtype
+    numeric = getattr(dtype, "kind", "O") in "biufcmM" and hasattr(dtype, "itemsize")
+    if numeric and hasattr(dtype, "newbyteorder"):  # a dtype of numpy, not an extension
+        return _numeric(
+            name, dtype, dtype.itemsize, lambda start, stop: series.iloc[start:stop].to_numpy()
         )
-    return Column(
+    return _plain(
         name,
-        str(series.dtype),
+        str(dtype),
         OBJECT_BYTES,
-        lambda start, stop: plain_bytes(
-            series.iloc[start:stop].to_numpy(dtype=object, na_value=None).tolist()
-        ),
+        lambda start, stop: series.iloc[start:stop].to_numpy(dtype=object, na_value=None).tolist(),
     )
 
 
@@ -58,18 +58,13 @@ def polars_series(data: Any) -> dict[str, Any]:
 
 
 def _polars_column(series: Any) -> Column:
+    name, dtype = series.name, str(series.dtype)
     if series.dtype.is_numeric() and series.null_count() == 0:
-        return Column(
-            series.name,
-            str(series.dtype),
-            8,
-            lambda start, stop: bytes(series.slice(start, stop - start).to_numpy().tobytes()),
+        return _numeric(
+            name, dtype, 8, lambda start, stop: series.slice(start, stop - start).to_numpy()
         )
-    return Column(
-        series.name,
-        str(series.dtype),
-        OBJECT_BYTES,
-        lambda start, stop: plain_bytes(series.slice(start, stop - start).to_list()),
+    return _plain(
+        name, dtype, OBJECT_BYTES, lambda start, stop: series.slice(start, stop - start).to_list()
     )
 
 
@@ -84,24 +79,47 @@ def arrow_table(data: Any) -> dict[str, Any]:
 
 def _arrow_column(name: str, dtype: str, column: Any) -> Column:
     if dtype.startswith(("int", "uint", "float", "double")) and column.null_count == 0:
-        return Column(
-            name,
-            dtype,
-            8,
-            lambda start, stop: bytes(column.slice(start, stop - start).to_numpy().tobytes()),
+        return _numeric(
+            name, dtype, 8, lambda start, stop: column.slice(start, stop - start).to_numpy()
         )
-    return Column(
-        name,
-        dtype,
-        OBJECT_BYTES,
-        lambda start, stop: plain_bytes(column.slice(start, stop - start).to_pylist()),
+    row_bytes = max(OBJECT_BYTES, column.nbytes // max(1, len(column)))
+    return _plain(
+        name, dtype, row_bytes, lambda start, stop: column.slice(start, stop - start).to_pylist()
     )
 
 
-def _frame(rows: int, columns: list[Column], width: int) -> dict[str, Any]:
+# ---------------------------------------------------------------------------- columns
+
+
+def _numeric(name: str, dtype: Any, row_bytes: int, read: Callable[[int, int], Any]) -> Column:
+    """A column that is read as an array of numpy."""
+    return Column(
+        name,
+        str(dtype),
+        row_bytes,
+        read,
+        lambda piece: bytes(piece.tobytes()),
+        array_sketch(read(0, 0).dtype, (0,)),
+    )
+
+
+def _plain(name: str, dtype: str, row_bytes: int, read: Callable[[int, int], list[Any]]) -> Column:
+    """A column that is read as a list of plain values."""
+    return Column(name, dtype, row_bytes, read, plain_bytes, ValueSketch)
+
+
+def _frame(rows: int, columns: list[Column], width: int) -> Document:
+    """Columns beyond `width` are of an index: they count, and are not described."""
+    sketched = min(width, sketches.COLUMNS)
+    others = [replace(column, sketch=None) for column in columns[sketched:]]
+    reading = read_columns(rows, [*columns[:sketched], *others])
+    names = [column.name for column in columns[:sketched] if column.sketch]
+    found = [documents[0] if documents else {} for documents in reading.sketches]
     return {
         "shape": [rows, width],
         "rows": rows,
         "columns": [{"name": column.name, "dtype": column.dtype} for column in columns[:width]],
-        **digest_columns(rows, columns),
+        **reading.digest,
+        **sketches.by_column(names, found, width - sketched),
+        "sketch_of": reading.covers,
     }

@@ -5,11 +5,14 @@ Reads what they hold, never iterates them: a loader's workers and generators sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
+from tachograph.provenance import Document, sketches
 from tachograph.provenance.arrays import numpy_array, sparse_matrix
 from tachograph.provenance.digest import EXACT_BYTES
+from tachograph.provenance.number_sketches import NumberSketch
 
 Inside = Callable[[Any], dict[str, Any]]
 """Fingerprint of something that the data holds."""
@@ -79,8 +82,22 @@ def xgboost_matrix(data: Any, _: Inside) -> dict[str, Any]:
     }
     if type(data).__name__ != "DMatrix" or stored * 8 > EXACT_BYTES // 4:
         return document | {"digest": None, "missing": "reading it would copy it"}
-    content = sparse_matrix(data.get_data())
-    return document | {"digest": content["digest"], "digest_of": "content"}
+    stored_values = data.get_data()
+    content = sparse_matrix(stored_values)
+    document |= {"digest": content["digest"], "digest_of": "content", "sketch_of": "content"}
+    if width > sketches.WIDTH:
+        return document | {"sketch": content["sketch"] | {"missing_values": rows * width - stored}}
+    names = data.feature_names or [str(column) for column in range(width)]
+    return document | sketches.by_column(names, list(_matrix_columns(stored_values.tocsc())), 0)
+
+
+def _matrix_columns(matrix: Any) -> Iterator[Document]:
+    """A sketch of each column; what a DMatrix does not store is missing."""
+    for start, stop in pairwise(matrix.indptr.tolist()):
+        sketch = NumberSketch(stop - start, matrix.dtype)
+        sketch.add(matrix.data[start:stop])
+        (document,) = sketch.documents()
+        yield document | {"missing_values": matrix.shape[0] - (stop - start)}
 
 
 def _length(data: Any) -> int | None:
