@@ -209,6 +209,10 @@ NOTES: dict[str, tuple[Change, str]] = {
     ),
     "secret files": (changed(SOURCE, "secret_files", to=2), "2 files of the program"),
     "no remote": (changed(SOURCE, "trees", "project", "remote"), "there is no remote"),
+    "no git": (
+        changed(SOURCE, "trees", "project", to={"missing": "no repository"}),
+        "no commit is known of project",
+    ),
     "not pushed": (changed(SOURCE, "trees", "project", "ahead", to=3), "was not pushed"),
     "submodule kept": (
         together(

@@ -167,8 +167,9 @@ def _trees(documents: Documents) -> Iterator[Finding]:
     for name, tree in trees.items():
         commit = str(mapping(tree).get("commit") or "")[:12]
         if not commit:
-            continue
-        if not tree.get("remote"):
+            what = f"no commit is known of {name}: of its files only imported ones are kept"
+            yield Finding("code", None, what, "keep it in a git repository")
+        elif not tree.get("remote"):
             what = f"commit {commit} of {name} is on that machine alone: there is no remote"
             yield Finding("code", None, what, "give the repository a remote, and push")
         elif tree.get("ahead"):
