@@ -36,7 +36,7 @@ _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, wher
     r"|python\.(executable|prefix|base_prefix)|packages\.origins\.tachograph\..*"
     r"|environment\.variables\.(TACHOGRAPH_.*|PYTHONPATH|VIRTUAL_ENV)|environment\.redacted"
     r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
-    r"|(outcome|reproduction)(\..*)?"
+    r"|(outcome|pipeline|reproduction)(\..*)?"
 )
 _FILE = re.compile(r"^diff --git a/.* b/(.*)$", re.MULTILINE)
 _LONG = 200  # characters; a longer text is named by its digest
