@@ -25,6 +25,7 @@ from tachograph.callbacks.sklearn_facts import (
 )
 from tachograph.callbacks.sklearn_iterations import listen
 from tachograph.callbacks.sklearn_learned import coefficients, step_of_best
+from tachograph.callbacks.sklearn_pipeline import Tree
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.callbacks.sklearn_search import Search
 from tachograph.callbacks.sklearn_tensors import Tensor, Tensors
@@ -90,6 +91,7 @@ class Fit:
         self.search: Search | None = None
         self.includes_scoring = False
         self.goes_on = False
+        self._is_outermost = False
         # Iterations of a part that is fitted again are not those of its first fit.
         self._within = {**(place.context or {}), **({"fit": ordinal} if ordinal else {})}
         self.tensors = Tensors(place.run, place.settings, self._within)
@@ -133,6 +135,7 @@ class Fit:
     def begin(self, estimator: Any, X: Any = None, *, deep: bool = False) -> None:
         """The estimator starts to fit; `deep` records the parameters of all inside it too."""
         self._in = shape(X)
+        self._is_outermost = deep
         with contextlib.suppress(TypeError):
             self.subject = weakref.ref(estimator)
         if is_search(estimator):
@@ -239,6 +242,19 @@ class Fit:
         self._log_tensors(estimator)
         if self._tells_all:
             self._log_learned(estimator)
+        if self._is_outermost and not self.goes_on:
+            self.log_outcome(estimator)
+
+    def log_outcome(self, estimator: Any) -> None:
+        """Record the tree of the fitted estimator, with digests of what its parts have learned."""
+        if estimator is None:
+            return
+        with self.guard("outcome of a fit"):
+            fitted = self.tensors.settings.wants("weight")
+            tree = Tree(estimator, fitted=fitted)
+            self.run.log_provenance("pipeline", tree.document)
+            if fitted:
+                self.run.log_provenance("outcome.weights", tree.outcome())
 
     def _log_trees(self, estimator: Any) -> None:
         most = MOST_TREES if self.place.context is None else MOST_IN_A_FOLD

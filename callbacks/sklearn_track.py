@@ -27,7 +27,7 @@ from tachograph.callbacks.sklearn_class import (
     reduce_plain,
     set_class,
 )
-from tachograph.callbacks.sklearn_facts import is_estimator, parameters
+from tachograph.callbacks.sklearn_facts import is_estimator, parameters, shape
 from tachograph.callbacks.sklearn_fit import Fit
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.callbacks.sklearn_tensors import Settings
@@ -35,6 +35,8 @@ from tachograph.current import using
 from tachograph.run import status_of
 from tachograph.start import InertRun
 from tachograph.warning import warn_once
+
+_MOST_VALUES = 8 << 20
 
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
 _tickets: dict[int, Ticket] = {}
@@ -74,6 +76,7 @@ class Ticket:
     previous: Ticket | None = None
     scored: Place | None = None
     trained_on: Callable[[], Any] = _nothing
+    compared: bool = False
     ongoing: tuple[Fit, bool] | None = None
 
 
@@ -107,8 +110,12 @@ class Session:
         """Give every estimator its own class back, and end what the block left open."""
         for key, ticket in list(_tickets.items()):
             if ticket.session is self:
-                if ticket.ongoing is not None and ticket.ongoing[1]:
-                    ticket.ongoing[0].run.finish(status_of(error), error, wait=False)
+                if ticket.ongoing is not None:
+                    fit, is_owned = ticket.ongoing
+                    if error is None:
+                        fit.log_outcome(fit.subject())
+                    if is_owned:
+                        fit.run.finish(status_of(error), error, wait=False)
                 _release(key, ticket)
         if self.cross_validation is not None and self.cross_validation[1]:
             self.cross_validation[0].run.finish(status_of(error), error, wait=False)
@@ -322,7 +329,9 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     if fit is None:
         return None
     fit.begin(instance, X, deep=is_root)
-    if is_root:
+    if not is_root:
+        _compare_fold(fit.place, X, "train")
+    else:
         fit.run.log_data(X, "X")
         y = args[1] if len(args) > 1 else kwargs.get("y")
         if y is not None:
@@ -333,6 +342,19 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     with guard(fit.run, "begin of a fit"):
         fit.watch(instance, listening=True)
     return fit
+
+
+def _compare_fold(place: Place, X: Any, name: str) -> None:
+    """Look for rows of one part of a fold in the other; not of large ones, which would be kept.
+
+    All candidates of a search have the same folds.
+    """
+    context = place.context or {}
+    is_first = place.run.kind != "candidate" or place.run.name == "candidate-0"
+    rows, columns = shape(X)
+    is_small = (rows or 0) * (columns or 1) <= _MOST_VALUES
+    if "fold" in context and "step" not in context and is_first and is_small:
+        place.run.compare_rows(X, name, fold=context["fold"])
 
 
 def _find_fit(
@@ -403,6 +425,8 @@ def _observe_search(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
 def _observe_score(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
     result = method(*args, **kwargs)
     ticket = _tickets.get(id(instance))
+    if ticket is not None:
+        _compare_scored(ticket, args[0] if args else kwargs.get("X"))
     if ticket is not None and ticket.scored is not None and _current.get() is None:
         place = ticket.scored
         with guard(place.run, "score"):
@@ -412,6 +436,19 @@ def _observe_score(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
             context = {**(place.context or {}), "phase": phase}
             place.run.log({"score": float(result)}, step=step, context=context)
     return result
+
+
+def _compare_scored(ticket: Ticket, X: Any) -> None:
+    """Look for the rows of a score among those of the fit; the first score that is of others."""
+    place = ticket.scored or ticket.place
+    if ticket.compared or place is None or X is None or X is ticket.trained_on():
+        return
+    ticket.compared = True
+    with guard(place.run, "score"):
+        if "fold" in (place.context or {}):
+            _compare_fold(place, X, "test")
+        else:
+            place.run.compare_rows(X, "test", role="watched")
 
 
 def _report(ticket: Ticket | None, error: Exception) -> None:
