@@ -217,13 +217,11 @@ class _Reading:
         self._is_whole = self._is_whole and is_whole
         flat = np.ascontiguousarray(array).reshape(-1)
         length = (_CHUNK_BYTES if is_whole else _SAMPLE_BYTES // 16) // max(1, flat.itemsize) or 1
-        starts = range(0, flat.size, length)
-        if not is_whole:
-            last = max(0, flat.size - length)
-            starts = sorted({last * block // 15 for block in range(16)})
-        for start in starts:
+        last = max(0, flat.size - length)
+        spread = sorted({last * block // 15 for block in range(16)})
+        for start in range(0, flat.size, length) if is_whole else spread:
             chunk = flat[start : start + length]
-            self._hasher.update(chunk.view(np.uint8))
+            self._hasher.update(chunk.view(np.uint8).data)
             if chunk.dtype.kind == "f":
                 with np.errstate(all="ignore"):
                     self._squares += float(

@@ -316,10 +316,10 @@ def _squares(chunk: Any, dtype: str) -> float | None:
 
 def _tensor(value: Any) -> _Tensor:
     """Any library's tensor; raises where it cannot be read from here."""
-    packages = _packages(type(value))
+    kind: Any = type(value)
+    packages = _packages(kind)
     if "keras" in packages:  # a variable
-        value = value.value
-        packages = _packages(type(value))
+        return _tensor(value.value)
     if "torch" in packages:
         return _torch(value)
     if "jaxlib" in packages and not value.is_fully_addressable:
@@ -341,7 +341,7 @@ def _package(kind: type) -> str:
 
 
 @functools.lru_cache(maxsize=100)
-def _packages(kind: type) -> frozenset[str]:
+def _packages(kind: Any) -> frozenset[str]:
     """The packages that a class and its bases are from."""
     return frozenset(map(_package, kind.__mro__))
 

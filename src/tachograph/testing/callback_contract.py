@@ -27,6 +27,7 @@ FAULTS = (
     "tachograph.run.Run.log_params",
     "tachograph.run.Run.log_provenance",
     "tachograph.run.Run.log_data",
+    "tachograph.run.Run.log_outcome",
     "tachograph.run.Run.event",
     "tachograph.run.Run.finish",
     "tachograph.recorder.Recorder.rows",
