@@ -459,6 +459,25 @@ def test_the_page_says_where_a_run_comes_from(url: str, capsys: pytest.CaptureFi
     assert "→ call run.log_data(path, 'stream')" in said
 
 
+def test_the_page_shows_splits_and_pipelines(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows in common, and what a pipeline is made of, as a tree."""
+    overlap = {"train": "train", "evaluation": "val", "rows": 2, "of": 9, "finding": "overlap"}
+    other = {"train": "train", "evaluation": "test", "rows": 0, "of": 9, "finding": "none"}
+    steps = {
+        ".": {"class": "sklearn.pipeline.Pipeline", "params": {}, "steps": ["scale"]},
+        "scale": {"class": "a.Scale", "params": {"x": 2}, "fitted": f"sha256:{HASH}"},
+    }
+    with tachograph.start_run(config={"backend": url}, name="page") as run:
+        run.log_data([1.0], "train")
+        run.log_provenance("splits", {"overlaps": [overlap, other]})
+        run.log_provenance("pipeline", steps)
+    assert command(["show", "page", "--provenance", "--store", url]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 9 rows of val among train" in said
+    assert "no row of test among train" in said
+    assert said.index("Pipeline()") < said.index("  scale: Scale(x=2) fitted aaaaaaaa")
+
+
 def test_the_page_for_programs_has_documents_and_level(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

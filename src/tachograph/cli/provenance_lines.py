@@ -74,7 +74,9 @@ def _uncommitted(git: Mapping[str, Any]) -> Lines:
 def _files(source: Mapping[str, Any]) -> Lines:
     files, archive = get(source, "files"), get(source, "archive")
     if files:
-        states = Counter(str(file.get("state")) for file in files.values())
+        words = {"no git": "outside git", "linked": "by a link"}
+        found = (str(file.get("state")) for file in files.values())
+        states = Counter(words.get(state, state) for state in found)
         kept = f", kept in {size(archive['bytes'])}" if "bytes" in archive else ", not kept"
         yield "files", ", ".join(f"{n} {state}" for state, n in states.most_common()) + kept
     loose = [key for key, file in files.items() if file.get("state") != "committed"]
@@ -92,6 +94,23 @@ def _cells(notebook: Mapping[str, Any]) -> Lines:
         yield "notebook", f"{notebook.get('count')} cells, {how}; notebook.py has them as they ran"
 
 
+# ---------------------------------------------------------------------------- data
+
+
+def data(documents: Documents) -> Lines:
+    """What is known beside the table of digests: rows that splits have in common."""
+    if not any(name.startswith("data.") for name in documents):
+        yield "", "nothing was fingerprinted"
+    splits = get(documents, "splits")
+    for found in [*(splits.get("overlaps") or ()), *(splits.get("across_runs") or ())]:
+        about = "about " if found.get("counted") == "estimated" else ""
+        rows = f"{about}{found['rows']} of {found['of']} rows" if found.get("rows") else "no row"
+        finding = found.get("finding")
+        why = f" ({finding})" if finding in ("chance", "prediction", "same data") else ""
+        place = " of another run" if "train_run" in found else ""
+        yield "in common", f"{rows} of {found['evaluation']} among {found['train']}{place}{why}"
+
+
 # ---------------------------------------------------------------------------- configuration
 
 
@@ -107,11 +126,26 @@ def configuration(documents: Documents, params: Mapping[str, Any]) -> Lines:
             "hydra",
             f"{hydra.get('config_name')} {' '.join(hydra.get('overrides') or ())}".strip(),
         )
+    yield from _steps(get(documents, "pipeline"), ".", "")
     for file in arguments.get("files") or ():
         kept = file.get("artifact") or f"not kept: {file.get('missing')}"
         yield "config file", f"{file.get('path')} ({kept})"
     if redacted := get(documents, "environment").get("redacted"):
         yield "secrets", f"set and not kept: {_some(redacted)}"
+
+
+def _steps(pipeline: Documents, path: str, indent: str) -> Lines:
+    """A pipeline as a tree: class, parameters that were given, and what its fitting gave."""
+    step = get(pipeline, path)
+    if not step:
+        return
+    params = ", ".join(f"{name}={shown(value)}" for name, value in get(step, "params").items())
+    name = "" if path == "." else f"{path.rpartition('.')[2]}: "
+    fitted = str(step.get("fitted") or "").removeprefix("sha256:")[:8]
+    text = f"{indent}{name}{str(step.get('class')).rpartition('.')[2]}({params})"
+    yield "" if indent else "pipeline", text + (f" fitted {fitted}" if fitted else "")
+    for inner in step.get("steps") or ():
+        yield from _steps(pipeline, inner if path == "." else f"{path}.{inner}", f"{indent}  ")
 
 
 # ---------------------------------------------------------------------------- environment

@@ -55,7 +55,7 @@ def print_provenance(record: RunRecord, documents: Documents, result: Reproducib
     """Print where a run comes from, area by area, and how far it can be reproduced."""
     console().print(record.name or short_id(record.run_id), style="bold", markup=False)
     _print("Code", lines.code(documents))
-    _print("Data", _data_facts(documents))
+    _print("Data", lines.data(documents))
     _print_data(documents)
     _print("Configuration", lines.configuration(documents, record.params))
     _print("Environment", lines.environment(documents))
@@ -76,11 +76,6 @@ def _print(title: str, lines: Lines) -> None:
 
 
 # ---------------------------------------------------------------------------- data
-
-
-def _data_facts(documents: Documents) -> Lines:
-    if not any(name.startswith("data.") for name in documents):
-        yield "", "nothing was fingerprinted"
 
 
 def _print_data(documents: Documents) -> None:
