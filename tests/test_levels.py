@@ -468,7 +468,7 @@ def test_the_page_shows_splits_and_pipelines(url: str, capsys: pytest.CaptureFix
         "scale": {"class": "a.Scale", "params": {"x": 2}, "fitted": f"sha256:{HASH}"},
     }
     with tachograph.start_run(config={"backend": url}, name="page") as run:
-        run.log_data([1.0], "train")
+        run.log_provenance("data.train", {"digest": HASH})
         run.log_provenance("splits", {"overlaps": [overlap, other]})
         run.log_provenance("pipeline", steps)
     assert command(["show", "page", "--provenance", "--store", url]) == 0
