@@ -42,7 +42,8 @@ KEYWORDS = """
     every : int or 'auto', optional
         Steps between records of weights and gradients.
     data : Any, optional
-        Data to fingerprint where the framework does not show it.
+        Data to fingerprint where the framework does not show it; of a mapping each by its name,
+        such as ``{"test": x_test}``, whose rows are then looked for among the training rows.
 """
 """The keywords of every callback, for their docstrings."""
 
@@ -167,7 +168,8 @@ class Recording:
                 run.update(framework=framework)
                 self._describe(run)
         if self.data is not None:
-            run.log_data(self.data)
+            for name, data in _named(self.data):
+                run.log_data(data, name)
             self.data = None  # no reference to data stays behind
         self.run = run
         self._schedules = []
@@ -349,6 +351,13 @@ class Recording:
         twin.__dict__.update(self.__getstate__() | {"data": self.data})
         memo[id(self)] = twin
         return twin
+
+
+def _named(data: Any) -> list[tuple[str, Any]]:
+    """Data with the names of its splits."""
+    if isinstance(data, Mapping) and data and all(isinstance(name, str) for name in data):
+        return list(data.items())
+    return [("data", data)]
 
 
 def hook(method: F) -> F:

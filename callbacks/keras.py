@@ -243,7 +243,8 @@ class _Session:
                 self._recording.problem(error, "KerasCallback.on_train_begin")
         run.log_provenance("model", facts.model_document(model))
         for name, data in facts.data(call, "train" if self.kind == "run" else self.kind):
-            run.log_data(data, name)
+            # `evaluate` of the training data is a look at them, and asked for.
+            run.log_data(data, name, role="watched" if name == "test" else None)
 
     @hook
     def training_begins(self, callbacks: Sequence[Any]) -> None:

@@ -405,13 +405,20 @@ class LightningCallback(EitherCallback):
             if state.rank or found is None or split in state.seen_loaders:
                 continue
             state.seen_loaders.add(split)
+            # `trainer.test` of the training data is a look at them, and asked for.
+            role = "watched" if "train" not in splits and split != "predict" else None
             all_loaders = list(facts.loaders(found))
             for number, loader in enumerate(all_loaders):
                 name = split if len(all_loaders) == 1 else f"{split}.{number}"
                 settings = {"data": {name: facts.loader_settings(loader)}}
                 state.run.log_params(settings, source="framework")
-                if arrays := facts.arrays(getattr(loader, "dataset", None)):
-                    state.run.log_data(arrays, name)
+                self._data(state.run, getattr(loader, "dataset", loader), name, role)
+
+    def _data(self, run: Run, dataset: Any, name: str, role: str | None) -> None:
+        if arrays := facts.arrays(dataset):
+            run.log_data(arrays, name, rows=dataset, role=role)
+        else:
+            run.compare_rows(dataset, name, role=role)
 
     def _new_values(self, state: _State, trainer: Any) -> dict[str, Any]:
         return self._own_values(state, trainer, state.new.take(trainer.callback_metrics))

@@ -191,6 +191,21 @@ def estimator_data(estimator: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{letter}", data
 
 
+def role(name: str) -> str | None:
+    """What a split is for: XGBoost is often asked to evaluate the training data too.
+
+    None for labels.
+    """
+    if name.endswith(".y"):
+        return None
+    return "training" if name.partition(".")[0] == "train" or name == "evals.train" else "watched"
+
+
+def is_readable(matrix: xgboost.DMatrix, document: Mapping[str, Any]) -> bool:
+    """Whether another thread may ask for the rows; those in files only XGBoost may read."""
+    return type(matrix) is not xgboost.DMatrix or "digest" in document
+
+
 def matrix_document(matrix: xgboost.DMatrix) -> dict[str, Any]:
     """What a DMatrix holds: shape, features, which fields it has, and digests.
 

@@ -77,9 +77,16 @@ class Fit:
         self._run.log_params(self._given, source="framework")
         self._run.log_provenance("xgboost", facts.library_document())
         for name, matrix in facts.matrices(call.arguments):
-            self._run.log_provenance(f"data.{name}", facts.matrix_document(matrix))
+            self._log_matrix(self._run, name, matrix, compare=not call.estimator)
         for name, data in facts.estimator_data(call.estimator):
-            self._run.log_data(data, name)
+            self._run.log_data(data, name, role=facts.role(name))
+
+    def _log_matrix(self, run: Run, name: str, matrix: Any, *, compare: bool = True) -> None:
+        document = facts.matrix_document(matrix)
+        run.log_provenance(f"data.{name}", document)
+        on_device = str(self._given.get("device") or "cpu") != "cpu"
+        if compare and not on_device and facts.is_readable(matrix, document):
+            run.compare_rows(matrix, name, role=facts.role(name))
 
     @hook
     def _start_folds(self, model: Any) -> None:
@@ -89,7 +96,7 @@ class Fit:
             )
             self._folds.append(run)
             for name, matrix in (("train", fold.dtrain), ("test", fold.dtest)):
-                run.log_provenance(f"data.{name}", facts.matrix_document(matrix))
+                self._log_matrix(run, name, matrix)
 
     # ------------------------------------------------------------------ rounds
 

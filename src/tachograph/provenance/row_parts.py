@@ -174,7 +174,9 @@ class Sparse:
     def __init__(self, matrix: Any, absent: float = 0.0) -> None:
         np = numpy()
         self._matrix = matrix
-        self._absent = number_words(np.array([absent]))[0]
+        self._absent = number_words(
+            np.array([absent])
+        )  # an array: numpy warns of numbers that wrap
         self.rows, self.width = (int(size) for size in matrix.shape)
         stored = matrix.nnz / max(1, self.rows)
         self.row_bytes = 8.0 + stored * (4 + max(8, matrix.dtype.itemsize))
@@ -186,9 +188,9 @@ class Sparse:
         np = numpy()
         if self._factors is None or self._factors[0] != first:
             found = factors(first, self.width)
-            self._factors = first, found, np.add.reduce(found) * self._absent
+            self._factors = first, found, np.add.reduce(found, keepdims=True) * self._absent
         chunk = self._matrix[rows]
-        total = np.full(chunk.shape[0], self._factors[2], dtype="u8")
+        total = np.repeat(self._factors[2], chunk.shape[0])
         if chunk.nnz:
             products = (number_words(chunk.data) - self._absent) * self._factors[1][chunk.indices]
             counts = np.diff(chunk.indptr)
