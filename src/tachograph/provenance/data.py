@@ -1,4 +1,4 @@
-"""Fingerprints of data: kind, shape, types and a digest of the content.
+"""Fingerprints of data: kind, source, shape, types, sketches and a digest of the content.
 
 Recognises the types of other libraries by their names and imports none of them. Never iterates
 what may be a stream, never moves data off a device, and keeps no reference to the data.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tachograph.provenance import Document, arrays, files, frames, loaders, missing
+from tachograph.provenance.dataset_names import named
 from tachograph.provenance.digest import Column, plain_bytes, read_columns
 from tachograph.provenance.value_sketches import ValueSketch
 from tachograph.values import qualified_name
@@ -26,17 +27,18 @@ def fingerprint(data: Any, *, name: str | None = None) -> Document:
     ----------
     data : any
         Arrays (numpy, torch, jax, tensorflow, scipy.sparse), frames (pandas, Polars, Arrow),
-        torch datasets and loaders, `tf.data`, `xgboost.DMatrix`, lists, files and folders, and
-        mappings or short tuples of these, such as splits. Anything else is named only.
+        data sets and loaders of torch, Hugging Face and scikit-learn, `tf.data`,
+        `xgboost.DMatrix`, lists, files and folders, and mappings or short tuples of these, such
+        as splits. Anything else is named only.
     name : str, optional
         What to call it, for example 'train'.
 
     Returns
     -------
     dict
-        `kind` and, as far as they are known, shape, rows, dtype, bytes, digest. `digest_of` says
-        what the digest covers: 'content', or 'sample' above 64 MB. Never raises: where something
-        fails, `missing` says why.
+        `kind` and, as far as they are known, source, shape, rows, dtype, bytes, digest, and
+        sketches of how the values are spread. `digest_of` says what the digest covers: 'content',
+        or 'sample' above 64 MB. Never raises: where something fails, `missing` says why.
     """
     document = _describe(data, 0)
     return document if name is None else {"name": name, **document}
@@ -44,6 +46,7 @@ def fingerprint(data: Any, *, name: str | None = None) -> Document:
 
 def _describe(data: Any, depth: int) -> Document:
     document: Document = {"kind": qualified_name(type(data))}
+    document |= named(data, kinds(type(data)))
     try:
         document |= _read(data, depth)
     except Exception as error:
@@ -73,13 +76,17 @@ def _read(data: Any, depth: int) -> Document:
 
 
 def kinds(data_type: type) -> list[str]:
-    """``package.Class`` for the class and its bases, the most derived first."""
-    return [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in data_type.__mro__]
+    """``package.Class`` and the full name of the class and its bases, the most derived first."""
+    return [
+        f"{module}.{cls.__name__}"
+        for cls in data_type.__mro__
+        for module in (cls.__module__, cls.__module__.partition(".")[0])
+    ]
 
 
 def _sequence(data: Any, inside: loaders.Inside) -> Document:
     """A short sequence of arrays or frames by its parts, any other as a column of plain values."""
-    if 0 < len(data) <= _PARTS and any(hasattr(item, "shape") for item in data):
+    if 0 < len(data) <= _PARTS and any(map(_is_data, data)):
         return _parts({str(index): item for index, item in enumerate(data)}, inside)
     column = Column(
         "",
@@ -91,6 +98,10 @@ def _sequence(data: Any, inside: loaders.Inside) -> Document:
     )
     reading = read_columns(len(data), [column])
     return {"rows": len(data), **reading.digest, **arrays.array_sketches(reading)}
+
+
+def _is_data(item: Any) -> bool:
+    return hasattr(item, "shape") or any(kind in _HOLDERS for kind in kinds(type(item)))
 
 
 def _parts(parts: Mapping[str, Any], inside: loaders.Inside) -> Document:
@@ -121,4 +132,7 @@ _HOLDERS: dict[str, Callable[[Any, loaders.Inside], Document]] = {
     "torch.Dataset": loaders.torch_dataset,
     "tensorflow.DatasetV2": loaders.tensorflow_dataset,
     "xgboost.DMatrix": loaders.xgboost_matrix,
+    "datasets.arrow_dataset.Dataset": loaders.huggingface_dataset,
+    "datasets.iterable_dataset.IterableDataset": loaders.huggingface_stream,
+    "sklearn.Bunch": loaders.bunch,
 }

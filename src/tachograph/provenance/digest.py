@@ -150,7 +150,7 @@ def combine(digests: Iterable[str | None]) -> str | None:
 
 
 def plain_bytes(values: Sequence[Any]) -> bytes:
-    """Bytes of plain values (texts, numbers, None, lists of these); NotPlain for others."""
+    """Bytes of plain values (texts, numbers, None, lists and dicts); NotPlain for others."""
     return "\x1f".join([_plain_text(value) for value in values]).encode(errors="surrogatepass")
 
 
@@ -159,6 +159,9 @@ def _plain_text(value: Any, depth: int = 0) -> str:
         return repr(value)
     if type(value) in (list, tuple) and depth < 4:
         return "[" + ",".join([_plain_text(item, depth + 1) for item in value]) + "]"
+    if type(value) is dict and depth < 4:
+        pairs = [(_plain_text(key, 4), _plain_text(item, depth + 1)) for key, item in value.items()]
+        return "{" + ",".join([f"{key}:{item}" for key, item in pairs]) + "}"
     item = getattr(value, "item", None)  # a scalar of numpy
     if callable(item) and getattr(value, "shape", None) == () and type(value.item()) in _PLAIN:
         return repr(value.item())

@@ -5,20 +5,23 @@ Reads what they hold, never iterates them: a loader's workers and generators sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from tachograph.provenance import Document, sketches
+from tachograph.provenance import Document, files, frames, sketches
 from tachograph.provenance.arrays import numpy_array, sparse_matrix
 from tachograph.provenance.digest import EXACT_BYTES
 from tachograph.provenance.number_sketches import NumberSketch
 
-Inside = Callable[[Any], dict[str, Any]]
+_ELEMENT = 2_000  # characters
+
+Inside = Callable[[Any], Document]
 """Fingerprint of something that the data holds."""
 
 
-def torch_loader(data: Any, inside: Inside) -> dict[str, Any]:
+def torch_loader(data: Any, inside: Inside) -> Document:
     """The dataset and how it is drawn from."""
     generator = data.generator
     return {
@@ -32,23 +35,45 @@ def torch_loader(data: Any, inside: Inside) -> dict[str, Any]:
     }
 
 
-def torch_dataset(data: Any, inside: Inside) -> dict[str, Any]:
-    """Rows, and whatever arrays, tensors, frames and lists of that length it holds."""
+def torch_dataset(data: Any, inside: Inside) -> Document:
+    """Rows, and whatever arrays, tensors, frames and lists of that length it holds.
+
+    Files that it lists with their classes are digested by names relative to its root.
+    """
     rows = _length(data)
-    held = {
-        name: value
-        for name, value in vars(data).items()
-        if hasattr(value, "shape") or (isinstance(value, list | tuple) and _length(value) == rows)
+    held: dict[int, tuple[str, Any]] = {}
+    for name, value in vars(data).items():
+        is_rows = isinstance(value, list | tuple) and _length(value) == rows
+        if hasattr(value, "shape") or is_rows:
+            held.setdefault(id(value), (name, value))  # once, where it has two names
+    root = getattr(data, "root", "")
+    return {
+        "rows": rows,
+        "parts": {
+            name: files.labelled(value, root) if _are_files(value) else inside(value)
+            for name, value in held.values()
+        },
     }
-    return {"rows": rows, "parts": {name: inside(value) for name, value in held.items()}}
 
 
-def torch_tensor_dataset(data: Any, inside: Inside) -> dict[str, Any]:
+def _are_files(value: Any) -> bool:
+    """Whether it looks like pairs of path and class."""
+    pair = value[0] if isinstance(value, list) and value else None
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str | os.PathLike)
+        and isinstance(pair[1], int)
+        and os.path.isfile(pair[0])
+    )
+
+
+def torch_tensor_dataset(data: Any, inside: Inside) -> Document:
     """Each tensor."""
     return {"rows": _length(data), "parts": {str(i): inside(t) for i, t in enumerate(data.tensors)}}
 
 
-def torch_subset(data: Any, inside: Inside) -> dict[str, Any]:
+def torch_subset(data: Any, inside: Inside) -> Document:
     """The dataset and which rows of it."""
     return {
         "rows": len(data.indices),
@@ -57,18 +82,18 @@ def torch_subset(data: Any, inside: Inside) -> dict[str, Any]:
     }
 
 
-def torch_concatenated(data: Any, inside: Inside) -> dict[str, Any]:
+def torch_concatenated(data: Any, inside: Inside) -> Document:
     """Each dataset in order."""
     parts = {str(index): inside(dataset) for index, dataset in enumerate(data.datasets)}
     return {"rows": _length(data), "parts": parts}
 
 
-def tensorflow_dataset(data: Any, _: Inside) -> dict[str, Any]:
+def tensorflow_dataset(data: Any, _: Inside) -> Document:
     """What an element looks like; the content is a stream."""
     return {"element": str(data.element_spec), "digest": None, "missing": "a stream"}
 
 
-def xgboost_matrix(data: Any, _: Inside) -> dict[str, Any]:
+def xgboost_matrix(data: Any, _: Inside) -> Document:
     """Rows, columns, names, and digests of labels and, where small, of the content."""
     rows, width, stored = data.num_row(), data.num_col(), data.num_nonmissing()
     document = {
@@ -98,6 +123,32 @@ def _matrix_columns(matrix: Any) -> Iterator[Document]:
         sketch.add(matrix.data[start:stop])
         (document,) = sketch.documents()
         yield document | {"missing_values": matrix.shape[0] - (stop - start)}
+
+
+def huggingface_dataset(data: Any, inside: Inside) -> Document:
+    """The table; where only some of its rows were chosen, the table and which rows."""
+    if data._indices is None:
+        return frames.arrow_table(data.data.table)
+    return {
+        "rows": len(data),
+        "dataset": inside(data.data.table),
+        "indices": inside(data._indices.table),
+    }
+
+
+def huggingface_stream(data: Any, _: Inside) -> Document:
+    """What an element looks like; the content is a stream."""
+    return {"element": str(data.features)[:_ELEMENT], "digest": None, "missing": "a stream"}
+
+
+def bunch(data: Any, inside: Inside) -> Document:
+    """The arrays, frames and lists of a data set of scikit-learn."""
+    held = {
+        str(name): value
+        for name, value in data.items()
+        if hasattr(value, "shape") or isinstance(value, list | tuple)
+    }
+    return {"parts": {name: inside(value) for name, value in held.items()}}
 
 
 def _length(data: Any) -> int | None:
