@@ -56,7 +56,7 @@ def number_words(values: Any) -> Any:
     if values.dtype.kind == "c":
         return number_words(np.stack([values.real, values.imag], axis=-1))
     if values.dtype.kind in "mM":
-        values = values.view("i8")
+        values = values.astype(f"{values.dtype.kind}8[ns]").view("i8")
     if values.dtype.byteorder == ">":
         values = values.astype(values.dtype.newbyteorder("="))
     if values.dtype.itemsize <= 2:
@@ -104,7 +104,7 @@ def _table(dtype: str) -> Any:
         values = np.arange(1 << bits, dtype=f"u{bits // 8}").view(dtype)
     else:
         raise NotHashed(f"values of type {dtype} are not read")
-    return mix(_float_words(values.astype("f8")))
+    return mix(_float_words(values))
 
 
 def bfloat16_words(patterns: Any) -> Any:
