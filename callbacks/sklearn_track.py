@@ -37,6 +37,7 @@ from tachograph.start import InertRun
 from tachograph.warning import warn_once
 
 _MOST_VALUES = 8 << 20
+_MOST_SCORES = 3
 
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
 _tickets: dict[int, Ticket] = {}
@@ -76,7 +77,7 @@ class Ticket:
     previous: Ticket | None = None
     scored: Place | None = None
     trained_on: Callable[[], Any] = _nothing
-    compared: bool = False
+    compared: int = 0
     ongoing: tuple[Fit, bool] | None = None
 
 
@@ -439,11 +440,11 @@ def _observe_score(instance: Any, method: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _compare_scored(ticket: Ticket, X: Any) -> None:
-    """Look for the rows of a score among those of the fit; the first score that is of others."""
+    """Look for the rows of a score among those of the fit; of the first few scores."""
     place = ticket.scored or ticket.place
-    if ticket.compared or place is None or X is None or X is ticket.trained_on():
+    if ticket.compared == _MOST_SCORES or place is None or X is None or X is ticket.trained_on():
         return
-    ticket.compared = True
+    ticket.compared += 1
     with guard(place.run, "score"):
         if "fold" in (place.context or {}):
             _compare_fold(place, X, "test")
