@@ -19,6 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
+import sklearn.datasets
+import sklearn.utils
 import torch
 import xgboost
 from torch.utils.data import (
@@ -30,7 +32,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tachograph.provenance import digest
+from tachograph.provenance import digest, files
 from tachograph.provenance.data import fingerprint
 
 ARRAY = np.arange(24.0).reshape(6, 4)
@@ -314,3 +316,121 @@ def test_tensorflow_and_jax_are_read_without_being_iterated() -> None:
     stream = fingerprint(tensorflow.data.Dataset.from_tensor_slices(ARRAY))
     assert "shape=(4,)" in stream["element"]
     assert stream["missing"] == "a stream"
+
+
+# ---------------------------------------------------------------------------- names and versions
+
+
+class Folder(Dataset[Any]):
+    """What an `ImageFolder` of torchvision looks like."""
+
+    def __init__(self, root: Path, *, train: bool = True) -> None:
+        self.root = str(root)
+        self.train = train
+        self.split = "train"
+        self.url = "https://me:planted@host/x.zip"
+        self.classes = ["cat", "dog"]
+        files = sorted(root.rglob("*.png"))
+        self.samples = [(str(file), self.classes.index(file.parent.name)) for file in files]
+        self.imgs = self.samples
+        self.targets = [label for _, label in self.samples]
+        self.loader = open
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("data was drawn")
+
+
+def pictures(root: Path) -> Folder:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return Folder(root)
+
+
+def test_a_folder_of_samples_is_its_files_and_classes(tmp_path: Path) -> None:
+    """Wherever it lies; by name and content of each file, once, and by what was chosen."""
+    document = fingerprint(pictures(tmp_path / "one"))
+    assert document["source"] == {
+        "root": str(tmp_path / "one"),
+        "split": "train",
+        "train": True,
+        "url": "https://[redacted]@host/x.zip",
+        "classes": 2,
+    }
+    assert set(document["parts"]) == {"samples", "targets"}
+    assert document["parts"]["targets"]["sketch"]["distinct"] == 2
+    samples = document["parts"]["samples"]
+    assert (samples["files"], samples["bytes"], samples["digest_of"]) == (3, 27, "content")
+    other = pictures(tmp_path / "two")
+    assert fingerprint(other)["parts"]["samples"] == samples
+    (tmp_path / "two/cat/1.png").write_text("cat/9.png")
+    assert fingerprint(other)["parts"]["samples"]["digest"] != samples["digest"]
+    swapped = Folder(tmp_path / "one")
+    swapped.samples = [(file, 1 - label) for file, label in swapped.samples]
+    assert fingerprint(swapped)["parts"]["samples"]["digest"] != samples["digest"]
+
+
+def test_of_many_files_only_sizes_or_names_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the document says so."""
+    folder = pictures(tmp_path)
+    before = fingerprint(folder)["parts"]["samples"]["digest"]
+    for limit, covers in (("_FOLDER_BYTES", "names and sizes"), ("_FILES", "names")):
+        monkeypatch.setattr(files, limit, 2)
+        samples = fingerprint(folder)["parts"]["samples"]
+        assert samples["digest_of"] == covers
+        assert samples["digest"] != before
+
+
+def test_data_of_sklearn_says_what_it_is() -> None:
+    """Of a data set of its own the title and the file; of one from OpenML name and version."""
+    document = fingerprint(sklearn.datasets.load_iris())
+    assert document["source"] == {
+        "title": "Iris plants dataset",
+        "file": "iris.csv",
+        "module": "sklearn.datasets.data",
+    }
+    assert set(document["parts"]) == {"data", "target", "target_names", "feature_names"}
+    assert document["parts"]["target"]["sketch"]["values"] == {"0": 50, "1": 50, "2": 50}
+    details = {"name": "iris", "version": "1", "id": "61", "md5_checksum": "ad48", "licence": "P"}
+    openml = sklearn.utils.Bunch(data=ARRAY, details=details, url="https://www.openml.org/d/61")
+    assert fingerprint(openml)["source"] == {
+        **{"name": "iris", "version": "1", "id": "61", "md5": "ad48"},
+        "url": "https://www.openml.org/d/61",
+    }
+
+
+def test_attributes_of_a_frame_are_told_where_they_are_short() -> None:
+    """Without secrets; a frame without attributes has no source."""
+    data = frame()
+    assert "source" not in fingerprint(data)
+    data.attrs = {"origin": "v3", "api_key": "planted", "notes": "x" * 300, "deep": {"a": 1}}
+    source = fingerprint(data)["source"]
+    assert source == {"attributes": {"origin": "v3", "api_key": "[redacted]"}}
+    assert fingerprint(data["number"])["source"] == source
+
+
+def test_a_dataset_that_cannot_say_what_it_is_is_described_all_the_same() -> None:
+    """What it is asked for may raise."""
+
+    class Odd(Dataset[Any]):
+        __slots__ = ()
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "__dict__":
+                raise RuntimeError("planted")
+            return super().__getattribute__(name)
+
+    document = fingerprint(Odd())
+    assert document["source"] == {"failed": "RuntimeError"}
+    assert document["digest"] is None
+
+
+def test_a_package_that_is_called_like_a_library_is_not_taken_for_it() -> None:
+    """A module `datasets` of the user's."""
+    mine = type("Dataset", (Pictures,), {"__module__": "datasets.mine"})
+    assert set(fingerprint(mine())["parts"]) == {"data", "targets"}

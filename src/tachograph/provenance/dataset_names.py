@@ -81,7 +81,7 @@ def _huggingface(data: Any) -> Document:
 def _torch(data: Any) -> Document:
     """Attributes by which torchvision and those who follow it say what was chosen."""
     own = vars(data)
-    kinds = str | bool | int | os.PathLike
+    kinds = (str, bool, int, os.PathLike)
     facts = {name: own[name] for name in _TORCH if isinstance(own.get(name), kinds)}
     classes = own.get("classes")
     return facts | {"classes": len(classes) if isinstance(classes, list | tuple) else None}

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tachograph.provenance import Document
 from tachograph.provenance.digest import EXACT_BYTES, Column, combine, digest_columns
+from tachograph.provenance.versioned_files import versions
 from tachograph.redaction import redact_text
 
 _FILES = 100_000
@@ -18,9 +19,12 @@ _FOLDER_BYTES = 256 << 20
 
 
 def path(data: os.PathLike[str] | str) -> Document:
-    """Size and digest of a file, or of all files below a folder; links are not followed."""
+    """Size and digest of a file, or of all files below a folder, and which version it is.
+
+    Links are not followed.
+    """
     found = Path(data)
-    return _folder(found) if found.is_dir() else _file(found)
+    return (_folder(found) if found.is_dir() else _file(found)) | versions(found)
 
 
 def _file(file: Path) -> Document:
