@@ -234,17 +234,27 @@ class _Session:
 
     def _describe(self, model: Any, call: Mapping[str, Any], callbacks: Sequence[Any]) -> None:
         run = self._run
-        if run is None or not run.is_open:
+        if run is None:
             return
+        if run.is_open:
+            self._describe_model(run, model, call, callbacks)
+        for name, data in facts.data(call, "train" if self.kind == "run" else self.kind):
+            # `evaluate` of the training data is a look at them, and asked for.
+            role = "watched" if name == "test" else None
+            if run.is_open:
+                run.log_data(data, name, role=role)
+            else:
+                run.compare_rows(data, name, role=role)
+
+    def _describe_model(
+        self, run: Run, model: Any, call: Mapping[str, Any], callbacks: Sequence[Any]
+    ) -> None:
         for part in facts.params(model, call, callbacks):
             try:
                 run.log_params(part(), source="framework")
             except Exception as error:  # what one part cannot say must not cost the others
                 self._recording.problem(error, "KerasCallback.on_train_begin")
         run.log_provenance("model", facts.model_document(model))
-        for name, data in facts.data(call, "train" if self.kind == "run" else self.kind):
-            # `evaluate` of the training data is a look at them, and asked for.
-            run.log_data(data, name, role="watched" if name == "test" else None)
 
     @hook
     def training_begins(self, callbacks: Sequence[Any]) -> None:
