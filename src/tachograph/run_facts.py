@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from tachograph import origin, redaction
 from tachograph.errors import RecordError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tachograph.config import Config
     from tachograph.journal import JournalWriter, TensorHandle
     from tachograph.recorder import Recorder
+    from tachograph.run import Run
     from tachograph.run_groups import Gathered
 
 P = ParamSpec("P")
@@ -295,7 +296,7 @@ class Facts:
         def compare() -> None:
             from tachograph import splits  # with much that the start does without
 
-            splits.compare(self, data, name, role, fold)
+            splits.compare(cast("Run", self), data, name, role, fold)
 
         self.in_background(compare)
 

@@ -199,10 +199,9 @@ class Sparse:
 
     def bits(self, rows: Any) -> float:
         """See `Part`; counts the values that are stored, with their columns."""
-        np = numpy()
         chunk = self._matrix[rows]
         entries = mix(number_words(chunk.data) + factors(0, self.width)[chunk.indices])
-        return _bits_of_column(np.asarray(entries)) * chunk.nnz / max(1, chunk.shape[0])
+        return _bits_of_column(entries) * float(chunk.nnz / max(1, chunk.shape[0]))
 
 
 class Beside:
