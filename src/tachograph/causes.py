@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tachograph.grouping import is_seed, without_seeds
-from tachograph.values import flatten
+from tachograph.grouping import is_cause, is_seed, without_seeds
+from tachograph.values import flatten, json_text
 
 AREAS: Mapping[str, tuple[str, ...]] = {
     "code": ("source", "notebook", "git"),
@@ -25,7 +25,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
 """Where a difference in results may come from, in the order in which to look, and the sections
 of provenance that tell. Of a section's name the part in front of the first dot counts."""
 
-Fact = tuple[str, str]
+Fact = tuple[str, ...]
 """Area and dotted path."""
 
 _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, where a thing lies
@@ -55,10 +55,11 @@ def facts_of(documents: Mapping[str, Any]) -> dict[Fact, Any]:
 
 def facts_of_params(params: Mapping[str, Any]) -> dict[Fact, Any]:
     """The same of parameters; one that is a seed stands among the seeds."""
-    return {
-        ("seed" if is_seed(path) else "configuration", f"params.{path}"): value
-        for path, value in params.items()
-    }
+    facts: dict[Fact, Any] = {}
+    for path, value in params.items():
+        area = "seed" if is_seed(path) else "configuration" if is_cause(path) else "other"
+        facts[area, f"params.{path}"] = value
+    return facts
 
 
 def sorted_out(columns: Sequence[Mapping[Fact, Any]]) -> list[dict[Fact, Any]]:
@@ -85,11 +86,11 @@ _RAN = ("source.files.", "notebook.cells")
 
 
 def place(fact: Fact) -> tuple[Any, ...]:
-    """Where a fact stands: by its area, then by its section in the order of the area."""
+    """Where a fact stands: by its area, by its section in the order of the area, digests first."""
     area, path = fact
     sections, head = AREAS[area], path.partition(".")[0]
     known = sections.index(head) if head in sections else len(sections)
-    return list(AREAS).index(area), known, path
+    return list(AREAS).index(area), known, not path.endswith((".digest", ".sha256")), path
 
 
 def _area(path: str) -> str:
@@ -116,13 +117,38 @@ def _argv(document: Any) -> dict[str, Any]:
 
 def _flat(section: str, document: Any) -> dict[str, Any]:
     """Dotted path to value; long texts by their digest, a diff file by file."""
-    values = dict(document) if isinstance(document, Mapping) else {"value": document}
+    values = _with_short_sketches(document) if section.startswith("data") else document
+    values = dict(values) if isinstance(values, Mapping) else {"value": values}
     diff = values.pop("diff", None) if section == "git" else None
     changes = diff.get("text") if isinstance(diff, Mapping) else None
     flat = flatten(values, section)
     if isinstance(changes, str):
         flat |= {f"git.uncommitted.{file}": text for file, text in _files(changes)}
     return {path: _short(value) for path, value in flat.items()}
+
+
+def _with_short_sketches(value: Any) -> Any:
+    """A document on data, with each sketch of a column in one line."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _short_sketches(key, item) for key, item in value.items()}
+
+
+def _short_sketches(key: str, item: Any) -> Any:
+    if key == "sketch" and isinstance(item, Mapping):
+        return _in_line(item)
+    if key == "column_sketches" and isinstance(item, Mapping):
+        return {name: _in_line(sketch) for name, sketch in item.items()}
+    return _with_short_sketches(item)
+
+
+def _in_line(sketch: Any) -> Any:
+    if not isinstance(sketch, Mapping):
+        return sketch
+    numbers = {name: v for name, v in sketch.items() if isinstance(v, int | float)}
+    rest = {name: v for name, v in sketch.items() if name not in numbers}
+    line = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+    return f"{line} ({_digest(json_text(rest))})" if rest else line
 
 
 def _files(changes: str) -> Iterable[tuple[str, str]]:

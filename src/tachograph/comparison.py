@@ -143,10 +143,12 @@ def changes(
     Table
         As `Difference.changes`.
     """
-    facts = []
-    for record, change in zip(records, (lambda value: value, translate), strict=True):
-        params = {path: change(value) for path, value in record.params.items()}
-        facts.append(facts_of(change(record.provenance)) | facts_of_params(params))
+    first, second = records
+    documents = [first.provenance, translate(second.provenance)]
+    params = [first.params, translate(second.params)]
+    facts = [
+        facts_of(found) | facts_of_params(own) for found, own in zip(documents, params, strict=True)
+    ]
     return _changes(labels, sorted_out(facts))
 
 

@@ -32,6 +32,11 @@ def is_seed(path: str) -> bool:
     return _SEED.search(path.strip("-").replace("__", ".")) is not None
 
 
+def is_cause(path: str) -> bool:
+    """Whether a parameter of that name can change a result: no result, and no place for one."""
+    return _NO_CAUSE.fullmatch(path) is None
+
+
 def group_id(code: str, own: str) -> str:
     """The id of a group.
 
@@ -82,7 +87,7 @@ def _causes(params: Mapping[str, str]) -> dict[str, str]:
     return {
         path: _ADDRESS.sub("0x", value)
         for path, value in params.items()
-        if not is_seed(path) and not _NO_CAUSE.fullmatch(path)
+        if not is_seed(path) and is_cause(path)
     }
 
 

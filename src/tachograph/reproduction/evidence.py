@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class Departure:
     epoch : float or None
     first, second : float, str or None
         The values, or the digests of an outcome; None where there is no such point.
+    norms : tuple of float or None
+        Of an outcome the Euclidean norms of its numbers, where they are known.
     """
 
     part: Part
@@ -46,6 +48,7 @@ class Departure:
     epoch: float | None
     first: Any
     second: Any
+    norms: tuple[float, float] | None = None
 
 
 @dataclass(slots=True)
@@ -190,12 +193,12 @@ def _compare_outcomes(
             evidence.outcomes[label] = "same"
         else:
             evidence.outcomes[label] = "different"
-            name, values = _first_part(section, documents, digests)
-            yield Departure(part, name, "{}", None, None, *values)
+            name, digests = _first_part(section, documents, digests)
+            yield Departure(part, name, "{}", None, None, digests[0], digests[1], _norms(documents))
 
 
 def _first_part(
-    section: str, documents: list[Mapping[str, Any]], digests: list[Any]
+    section: str, documents: Sequence[Mapping[str, Any]], digests: list[Any]
 ) -> tuple[str, list[Any]]:
     """The first tensor that differs, where the documents name them, in the original's order."""
     parts = [document.get("parts") or {} for document in documents]
@@ -204,6 +207,11 @@ def _first_part(
         if values[0] != values[1]:
             return f"{section}.{name}", values
     return section, digests
+
+
+def _norms(documents: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    first, second = (document.get("l2") for document in documents)
+    return None if first is None or second is None else (first, second)
 
 
 def _digest(value: Any) -> Any:

@@ -125,7 +125,7 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     plan.notes.extend(_link(documents, places, wishes.link))
     how = "made" if wishes.python is None else "given"
     plan.notes.extend(
-        f"not in the code that was kept: {key}: {why}" for key, why in _lacks(restored)
+        f"not in the code that was kept: {text}" for text in _lacks(documents, restored)
     )
     if how == "made":
         plan.notes.extend(f"not installed: {text}" for text in interpreter.left_out(documents))

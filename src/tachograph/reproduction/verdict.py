@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tachograph.query import Store
-from tachograph.reproduction.evidence import Departure, Evidence, Series
+from tachograph.reproduction.evidence import AS_THE_BUDGET_ALLOWS, Departure, Evidence, Series
 from tachograph.reproduction.matching import Part, parts, reproductions
 from tachograph.values import plain
 
@@ -37,6 +37,11 @@ class Change:
     def is_given(self) -> bool:
         """Whether it is an argument: what the data became may follow from it."""
         return self.path.startswith(("argv.arguments", "argv.seeds", "arguments."))
+
+    @property
+    def is_param(self) -> bool:
+        """Whether it is a parameter, as the program or its framework has told it."""
+        return self.path.startswith("params.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +108,15 @@ class Verdict:
     def cause(self) -> Change | None:
         """What most likely explains that they part; None where nothing that counts differs.
 
-        Code comes before arguments, and these before what they may have changed, such as data.
+        What was there first: code, then arguments, then data and environment. Parameters come
+        last, because the same code has got other values only through one of these.
         """
         known = [change for change in self.changes if change.area != "other"]
         if self.verdict == EXACT or not known:
             return None
-        given = [change for change in known if change.is_given]
-        return known[0] if known[0].area == "code" or not given else given[0]
+        return min(
+            known, key=lambda change: (change.area != "code", not change.is_given, change.is_param)
+        )
 
     def document(self) -> dict[str, Any]:
         """What the record keeps of it, under the section `reproduction`."""
@@ -164,7 +171,7 @@ def judge(
     """
     group = _group(store, original)
     finals = _finals(store, evidence, group, tolerance)
-    verdict, reason = _decide(store, original, reproduction, evidence, finals)
+    verdict, reason = _decide(store, original, reproduction, evidence, finals, tolerance)
     return Verdict(
         verdict,
         original,
@@ -179,7 +186,12 @@ def judge(
 
 
 def _decide(
-    store: Store, original: str, reproduction: str, evidence: Evidence, finals: Sequence[Final]
+    store: Store,
+    original: str,
+    reproduction: str,
+    evidence: Evidence,
+    finals: Sequence[Final],
+    tolerance: float,
 ) -> tuple[str, str]:
     ends = [store.row(run)["status"] for run in (original, reproduction)]
     if ends[0] != ends[1] and ends[1] in _FAILURES:
@@ -190,10 +202,17 @@ def _decide(
         return FAILED, "the runs have recorded no results that could be compared"
     if only := [name for side in evidence.only for name in side]:
         return DIFFERENT, f"only one of the runs has {only[0]}"
-    if all(final.agrees for final in finals):
-        return STATISTICAL, _nearly(finals)
-    worst = next(final for final in finals if not final.agrees)
-    return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
+    far = [final for final in finals if not final.agrees]
+    if far:  # what is recorded whenever there is time for it is told last
+        worst = min(far, key=lambda final: final.metric.startswith(AS_THE_BUDGET_ALLOWS))
+        return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
+    for departure in evidence.departures:
+        if departure.norms and not _is_near(*departure.norms, tolerance):
+            return (
+                DIFFERENT,
+                f"every metric ends near enough, but {departure.metric} is not the same",
+            )
+    return STATISTICAL, _nearly(finals)
 
 
 def _exactly(evidence: Evidence) -> str:
@@ -205,7 +224,7 @@ def _exactly(evidence: Evidence) -> str:
 
 def _nearly(finals: Sequence[Final]) -> str:
     if not finals:
-        return "every metric is the same bit for bit; what the training made is not"
+        return "every metric is the same bit for bit; what the training made is near, not the same"
     if any(final.spread for final in finals):
         return "every metric ends within the spread of the group's runs, or the tolerance"
     return "every metric ends within the tolerance"
@@ -230,13 +249,15 @@ def _finals(
 def _final(
     key: Series, first: float, second: float, spread: tuple[float, float] | None, tolerance: float
 ) -> Final:
-    near = (
-        first == second
-        or (math.isnan(first) and math.isnan(second))
-        or abs(first - second) <= tolerance * max(abs(first), abs(second))
-    )
+    near = _is_near(first, second, tolerance)
     inside = spread is not None and spread[0] <= second <= spread[1]
     return Final(*key[:3], first, second, spread, near or inside)
+
+
+def _is_near(first: float, second: float, tolerance: float) -> bool:
+    if first == second or (math.isnan(first) and math.isnan(second)):
+        return True
+    return abs(first - second) <= tolerance * max(abs(first), abs(second))
 
 
 def _group(store: Store, original: str) -> list[str]:

@@ -1,0 +1,3 @@
+"""What a person would change."""
+
+RATE = 0.1
