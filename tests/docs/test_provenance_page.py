@@ -116,3 +116,56 @@ def test_fields_of_the_environment(section: Any) -> None:
 def test_fields_of_numerics() -> None:
     """Section `numerics`, with a field per loaded library."""
     assert set(numerics.collect()) | set(numerics._READERS) == documented("numerics")
+
+
+# ---------------------------------------------------------------------------- data
+
+
+def examples(folder: Path) -> list[Any]:
+    """Data of the kinds whose documents differ."""
+    numpy = pytest.importorskip("numpy")
+    pandas = pytest.importorskip("pandas")
+    sparse = pytest.importorskip("scipy.sparse")
+    data = pytest.importorskip("torch.utils.data")
+    xgboost = pytest.importorskip("xgboost")
+    tensor = pytest.importorskip("torch").arange(4)
+    tensors = data.TensorDataset(tensor)
+    (folder / "a.csv").write_text("1")
+    (folder / "a.csv.dvc").write_text("outs:\n- md5: 1\n  path: a.csv\n")
+    pointer = f"oid sha256:{'0' * 64}\nsize 1\n"
+    (folder / "b.bin").write_text(f"version https://git-lfs.github.com/spec/v1\n{pointer}")
+    frame = pandas.DataFrame({"n": [1.0, numpy.inf] * 9, "t": ["a", 1] * 9, "l": ["x"] * 18})
+    frame.attrs = {"a": 1}
+    return [
+        *(numpy.ones((2, 2)), numpy.ones(4), frame, sparse.eye(3), iter(())),
+        *(data.DataLoader(tensors), data.Subset(tensors, [1]), xgboost.DMatrix(numpy.eye(2))),
+        *({"train": tensor}, folder, folder / "a.csv", folder / "b.bin"),
+    ]
+
+
+def test_fields_of_data(tmp_path: Path) -> None:
+    """Section `data`: what is found in documents of any kind stands there, and nothing else."""
+    from tachograph.provenance import data, dataset_names, versioned_files
+
+    found: dict[str, set[str]] = {"field": {"element"}, "field of a sketch": {"failed"}}
+
+    def look(document: dict[str, Any]) -> None:
+        found["field"] |= set(document)
+        parts = document.get("parts", {})
+        inside = [document.get(name) for name in ("dataset", "indices", "label", "weight")]
+        for part in [*parts.values(), *inside]:
+            if part:
+                look(part)
+        for sketch in [document.get("sketch"), *document.get("column_sketches", {}).values()]:
+            found["field of a sketch"] |= set(sketch or {}) - {"redacted"}
+
+    for example in examples(tmp_path):
+        look(data.fingerprint(example, name="train"))
+    for table, fields in found.items():
+        assert fields == documented("data", table)
+
+    tracked = versioned_files.versions(tmp_path / "a.csv")["dvc"]
+    assert set(tracked) | {"etag", "checksum", "failed"} == documented("data", "field of `dvc`")
+    assert {"failed", "attributes"} <= documented("data", "field of `source`")
+    torch_names = {name.removeprefix("_") for name in dataset_names._TORCH}
+    assert torch_names <= documented("data", "field of `source`")

@@ -101,7 +101,9 @@ def _sequence(data: Any, inside: loaders.Inside) -> Document:
 
 
 def _is_data(item: Any) -> bool:
-    return hasattr(item, "shape") or any(kind in _HOLDERS for kind in kinds(type(item)))
+    names = kinds(type(item))
+    is_known = any(name in _HOLDERS for name in names)
+    return hasattr(item, "shape") or is_known or bool(named(item, names))
 
 
 def _parts(parts: Mapping[str, Any], inside: loaders.Inside) -> Document:
