@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from programs import RECORD, Program, git
+from programs import RECORD, Program, Run, git
 
 import tachograph
 from tachograph.backends.base import SupportsArtifacts
@@ -36,6 +37,13 @@ def dirty(repository: Path) -> Path:
     (repository / "fresh.py").write_text("WIDTH = 3\n")
     (repository / "weights.bin").write_bytes(b"\x00changed\xff")
     return repository
+
+
+def replace(run: Run, section: str, document: dict[str, Any]) -> None:
+    """Have a store say something else of the last run."""
+    text = json.dumps(document)
+    row = {"run_id": run.store.run("latest").run_id, "section": section, "document": text}
+    run.store.edit({"provenance": [row | {"digest": hashlib.sha256(text.encode()).hexdigest()}]})
 
 
 def loss(program: Program) -> float:
@@ -78,6 +86,7 @@ def test_files_alone_come_back_without_git(dirty: Path, program: Program, tmp_pa
     restored = restore_run(run.store, record, tmp_path / "back", files_only=True)
     assert restored.files == ["project/fresh.py", "project/train.py"]
     assert set(restored.patches) == {"project"}
+    assert command_of(run.documents, restored).words == ["train.py", "1"]
     found = {path.name for path in (tmp_path / "back").rglob("*")}
     assert found == {"project", "fresh.py", "train.py"}
 
@@ -143,27 +152,53 @@ def test_the_command_of_a_module_and_of_a_text(program: Program, tmp_path: Path)
     assert "typed or piped" in told["input"].notes[0]
 
 
-def test_the_cells_of_a_notebook_come_back_as_a_script(program: Program, tmp_path: Path) -> None:
-    """Where the notebook stood, so that it imports what it did, and over no file of its own."""
+CELLS = ["import notebook, tachograph", "run = tachograph.start_run()", "run.finish()"]
+
+
+@pytest.fixture
+def cells(program: Program, tmp_path: Path) -> Run:
+    """A shell of IPython that ran these cells, in a folder with a file of the script's name."""
     pytest.importorskip("IPython")
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "notebook.py").write_text("OWN = 1\n")
-    cells = ["import notebook, tachograph", "run = tachograph.start_run()", "run.finish()"]
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/notebook.py").write_text("OWN = 1\n")
     script = (
         "import sys; sys.path.insert(0, '')\n"
         "from IPython.core.interactiveshell import InteractiveShell\n"
         "shell = InteractiveShell.instance()\n"
-        f"for cell in {cells!r}:\n"
+        f"for cell in {CELLS!r}:\n"
         "    shell.run_cell(cell, store_history=True)\n"
     )
-    run = program.run(folder, "-c", script, IPYTHONDIR=str(tmp_path))
-    restored = restore_run(run.store, run.store.run("latest"), tmp_path / "back")
+    return program.run(tmp_path / "work", "-c", script, IPYTHONDIR=str(tmp_path))
+
+
+def test_the_cells_of_a_notebook_come_back_as_a_script(cells: Run, tmp_path: Path) -> None:
+    """Where the notebook stood, so that it imports what it did, and over no file of its own."""
+    restored = restore_run(cells.store, cells.store.run("latest"), tmp_path / "back")
     assert (tmp_path / "back/project/notebook.py").read_text() == "OWN = 1\n"
     made = tmp_path / "back/project/notebook-2.py"
     assert "project/notebook-2.py" in restored.files
-    assert [line for line in made.read_text().splitlines() if line in cells] == cells
-    assert command_of(run.documents, restored).words == [str(made)]
+    assert [line for line in made.read_text().splitlines() if line in CELLS] == CELLS
+    assert command_of(cells.documents, restored).words == [str(made)]
+
+
+def test_the_script_of_a_notebook_stays_in_the_folder(cells: Run, tmp_path: Path) -> None:
+    """Wherever the document says that the notebook stood."""
+    (tmp_path / "outside").mkdir()
+    replace(cells, "source", cells.source | {"working_directory": "../outside"})
+    record = cells.store.run("latest")
+    restored = restore_run(cells.store, record, tmp_path / "back")
+    assert "notebook.py" in restored.files
+    assert not list((tmp_path / "outside").iterdir())
+    assert command_of(record.provenance, restored).folder == tmp_path / "back/project"
+
+
+def test_a_script_that_was_changed_is_refused(cells: Run, tmp_path: Path) -> None:
+    """As an archive is."""
+    digest = cells.documents["notebook"]["script"]["sha256"]
+    next(tmp_path.rglob(digest)).write_text("import os; os.abort()\n")
+    with pytest.raises(StoreError, match=r"notebook.py is refused"):
+        restore_run(cells.store, cells.store.run("latest"), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +227,15 @@ def test_a_run_without_an_archive_is_an_error_that_says_why(
     assert told in error
     assert git(repository, "rev-parse", "HEAD") in error
     assert not (tmp_path / "back").exists()
+
+
+def test_uncommitted_work_that_was_not_kept_is_named(
+    dirty: Path, program: Program, tmp_path: Path
+) -> None:
+    """The commit alone is not the code that ran."""
+    run = program.run(dirty, "train.py", "1", TACHOGRAPH_RECORD_CODE="allow")
+    with pytest.raises(StoreError, match="without what was not committed"):
+        restore_run(run.store, run.store.run("latest"), tmp_path / "back")
 
 
 def test_an_archive_that_the_store_lacks_is_an_error(
@@ -249,9 +293,7 @@ def test_nothing_is_written_outside_of_the_folder(
     run.store.backend.put_artifact(archive, digest)
     files = {key: {"sha256": hashlib.sha256(b"evil").hexdigest(), "state": "no git"}}
     document = run.source | {"files": files, "archive": {"sha256": digest}}
-    record = run.store.run("latest")
-    row = {"run_id": record.run_id, "section": "source", "document": json.dumps(document)}
-    run.store.edit({"provenance": [row | {"digest": digest}]})
+    replace(run, "source", document)
     with pytest.raises(StoreError, match="leads out of the folder"):
         restore_run(run.store, run.store.run("latest"), tmp_path / "back", files_only=files_only)
     assert not list(tmp_path.rglob("evil.py"))
