@@ -270,6 +270,23 @@ class Blocker:
 """
 
 
+SLOW = {
+    "dataclasses",
+    "datetime",
+    "importlib.metadata",
+    "inspect",
+    "sqlite3",
+    "subprocess",
+    "tachograph.drain",
+    "tachograph.journal_reader",
+    "tachograph.provenance.configs",
+    "tachograph.provenance.git",
+    "tachograph.provenance.packages",
+    "tempfile",
+    "tomllib",
+}
+
+
 def _run(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, cwd="/"
@@ -312,3 +329,16 @@ def test_import_is_quick() -> None:
         "print(time.process_time() - started)"
     )
     assert min(float(_run(code)) for _ in range(3)) <= 0.050
+
+
+def test_a_start_loads_little(tmp_path: Path) -> None:
+    """What is slow to load comes later, on the recorder's thread, or where it is used."""
+    code = (
+        "import os, sys\n"
+        "import tachograph\n"
+        "print(*({'typing', 'hashlib'} & set(sys.modules)))\n"
+        f"tachograph.start_run(config={{'backend': 'sqlite:///{tmp_path}/runs.sqlite'}})\n"
+        f"print(*sorted({SLOW!r} & set(sys.modules)), flush=True)\n"
+        "os._exit(0)"  # before the recorder's thread has loaded them
+    )
+    assert _run(code) == ""
