@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -471,6 +473,22 @@ def test_a_fork_prints_without_recording(config, store, capfd) -> None:  # type:
         assert os.waitpid(child, 0)[1] == 0
     events = [e["message"] for e in store().events(run.run_id) if e["kind"] == "console"]
     assert events == ["parent"]
+
+
+def test_a_fork_waits_while_a_module_is_loaded(config, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Its child may load the same module: nobody would free the lock of a thread that is gone."""
+    (tmp_path / "slow_to_load.py").write_text("import time\ntime.sleep(0.5)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with tachograph.start_run(config=config) as run:
+        run.in_background(lambda: importlib.import_module("slow_to_load") and None)
+        while "slow_to_load" not in sys.modules:
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)  # ends it where it would wait for ever
+            importlib.import_module("slow_to_load")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_runs_beside_each_other_are_no_children_of_each_other(config, store) -> None:  # type: ignore[no-untyped-def]

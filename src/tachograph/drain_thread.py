@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tachograph.health.monitor import Monitor
     from tachograph.recorder import Recorder
 
+THREAD_NAME = "tachograph"
+"""What the names of all threads of a recorder begin with."""
+
 TICK_SECONDS = 1.0
 _MUCH_WAITING = 10 << 30
 _MOST_MARKS = 10_000
@@ -61,7 +64,7 @@ class DrainThread:
         self._synced_seq = 0
         self._marks: deque[tuple[float, int]] = deque()  # when was what the next number
         self._orphans_drained = False
-        self._thread = threading.Thread(target=self._work, name="tachograph", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter is about to end

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
@@ -16,11 +17,13 @@ from typing import Any
 
 from tachograph import host, registry
 from tachograph.config import Config
-from tachograph.drain_thread import DrainThread
+from tachograph.drain_thread import THREAD_NAME, DrainThread
 from tachograph.identity import Identity, read_identity
 from tachograph.journal import JournalWriter, SeriesHandle
 from tachograph.records import RELAY, Row, Series, uuid7
 from tachograph.warning import forget_warnings, run_task, say, warn_once
+
+_LONGEST_IMPORT = 2.0
 
 
 class Recorder:
@@ -277,6 +280,30 @@ def close_all() -> None:
         recorder.close()
 
 
+def _before_fork() -> None:
+    """Wait while a thread of ours loads a module, at most `_LONGEST_IMPORT` seconds.
+
+    A child has no such thread, but finds the lock of that module taken: it would wait for ever
+    where it loads the same one.
+    """
+    until = time.monotonic() + _LONGEST_IMPORT
+    while _imports() and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _imports() -> bool:
+    """Whether a thread of ours is loading a module."""
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREAD_NAME) and thread is not threading.current_thread():
+            frame = frames.get(thread.ident or 0)
+            while frame is not None:
+                if frame.f_code.co_filename.startswith("<frozen importlib"):
+                    return True
+                frame = frame.f_back
+    return False
+
+
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
@@ -286,5 +313,5 @@ def _after_fork() -> None:
 
 
 if host.can_record():
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 atexit.register(close_all)
