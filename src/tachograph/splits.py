@@ -258,7 +258,7 @@ def compare(run: Run, data: Any, name: str, role: str | None, fold: int | None) 
     if role is None:
         return
     split = Split(run.run_id, name, role, fold)
-    hashes, root = _hash(split, data), _root_of(run)
+    hashes, root = hash_split(split, data), _root_of(run)
     stands_alone = fold is not None or run.kind in ("fold", "candidate")
     with _lock:
         family = _families.setdefault(run.root_id, Family())
@@ -280,7 +280,8 @@ def compare(run: Run, data: Any, name: str, role: str | None, fold: int | None) 
             root.event("warning", message, level="warning", data=overlap.evidence_of_runs)
 
 
-def _hash(split: Split, data: Any) -> RowHashes | None:
+def hash_split(split: Split, data: Any) -> RowHashes | None:
+    """Hash the rows of a split, and note in it what is known of them, or why nothing is."""
     try:
         hashes = hash_rows(data)
     except NotHashed as error:

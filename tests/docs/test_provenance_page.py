@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tachograph import seeding
+from tachograph import seeding, splits
 from tachograph.provenance import (
     arguments,
     argv,
@@ -111,6 +112,23 @@ def test_fields_of_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fields_of_the_environment(section: Any) -> None:
     """Sections on what a run ran in."""
     assert set(section.collect()) == documented(section.__name__.rpartition(".")[2])
+
+
+def test_fields_of_the_splits() -> None:
+    """Section `splits`, of a root whose runs were compared, too."""
+    family = splits.Family()
+    for number, (run, name) in enumerate([("a", "train"), ("a", "test"), ("b", "test")]):
+        split = splits.Split(run, name, str(splits.role_of(name)), None)
+        rows = splits.hash_split(split, np.arange(5.0) + number)
+        family.add(split, rows)
+        family.look_across(split)
+    document = family.document("a", across=True)
+    assert set(document) == documented("splits")
+    (known, *_) = document["splits"].values()
+    assert set(known) | {"missing"} == documented("splits", "field of a split")
+    (overlap,) = document["across_runs"]
+    assert set(overlap) == documented("splits", "field of an overlap")
+    assert set(document["overlaps"][0]) <= set(overlap)
 
 
 def test_fields_of_numerics() -> None:
