@@ -225,7 +225,25 @@ NOTES: dict[str, tuple[Change, str]] = {
         changed(SOURCE, "trees", "project", "patch", to={"left_out": "longer than 16 MiB"}),
         "only imported files were kept",
     ),
-    "sample": (changed("data.train", to={"digest": HASH, "digest_of": "sample"}), "a sample"),
+    "a sketch that failed": (
+        changed("data.train", "column_sketches", to={"a": {"missing": "no numbers"}}),
+        "",
+    ),
+    "a stream with a revision": (
+        changed(
+            "data.train",
+            to={"digest": None, "missing": "a stream", "source": {"name": "c4", "revision": "ab"}},
+        ),
+        "'train' has no digest: a stream; it is c4 revision ab",
+    ),
+    "names and sizes": (
+        changed("data.train", to={"digest": HASH, "digest_of": "names and sizes"}),
+        "covers only names and sizes",
+    ),
+    "sample": (
+        changed("data.train", to={"digest": HASH, "digest_of": "sample"}),
+        "covers only a sample",
+    ),
     "secret argument": (
         changed("argv", "original_argv", to=["python", "a.py", "--api-key", "[redacted]"]),
         "secrets were taken out of the command",

@@ -17,6 +17,7 @@ Documents = Mapping[str, Mapping[str, Any]]
 STATISTICAL, METHODOLOGICAL, CONCEPTUAL = "statistical", "methodological", "conceptual"
 
 _NAMED = 3  # of several things of one kind
+_NO_PARTS = ("sketch", "column_sketches", "source", "dvc", "lfs")  # what is said beside the data
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +74,66 @@ def data(documents: Documents) -> Iterator[Finding]:
             'call run.log_data(data, "train"), or give the callback data=',
         )
     for name in sorted(sections):
-        label = name.removeprefix("data.")
-        reasons = dict.fromkeys(_unread(sections[name]))
-        if reasons or not any(_digests(sections[name])):
-            why = listed(reasons) if reasons else "its content was not read"
-            yield Finding(
-                "data",
-                METHODOLOGICAL,
-                f"the data {label!r} has no digest: {why}",
-                f"call run.log_data(path, {label!r}) with the files that it is read from",
-            )
-        elif "sample" in _digests(sections[name]):
-            yield Finding(
-                "data",
-                None,
-                f"of the data {label!r} a sample was hashed: a change outside of it is not seen",
-                "keep the data where nobody changes it, or hash the files yourself",
-            )
+        yield from _one(name.removeprefix("data."), sections[name])
 
 
-def _unread(value: Any) -> Iterator[str]:
-    """Why parts of the data have no digest."""
+def _one(label: str, document: Mapping[str, Any]) -> Iterator[Finding]:
+    reasons = dict.fromkeys(_unread(document))
+    covers = {kind for kinds in map(_covers, _nodes(document)) for kind in kinds}
+    version = next(filter(None, map(_version, _nodes(document))), None)
+    if reasons or not covers:
+        why = listed(reasons) if reasons else "its content was not read"
+        yield Finding(
+            "data",
+            None if version else METHODOLOGICAL,
+            f"the data {label!r} has no digest: {why}" + (f"; it is {version}" if version else ""),
+            f"call run.log_data(path, {label!r}) with the files that it is read from",
+        )
+    elif part := covers - {"content"}:
+        what = listed(sorted("a sample" if kind == "sample" else kind for kind in part))
+        yield Finding(
+            "data",
+            None,
+            f"the digest of the data {label!r} covers only {what}: other changes are not seen",
+            "keep the data where nobody changes it, or hash the files yourself",
+        )
+
+
+def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A document on data and those on its parts."""
     if isinstance(value, Mapping):
-        why = value.get("missing")  # a number where values are missing, a text where a digest is
-        if value.get("digest") is None and isinstance(why, str):
-            yield why
-        elif "digest" in value and value["digest"] is None:
+        yield value
+        for key, item in value.items():
+            if key not in _NO_PARTS:
+                yield from _nodes(item)
+
+
+def _unread(document: Mapping[str, Any]) -> Iterator[str]:
+    """Why parts of the data have no digest."""
+    for node in _nodes(document):
+        if node.get("digest") is None and isinstance(node.get("missing"), str):
+            yield node["missing"]
+        elif "digest" in node and node["digest"] is None:
             yield "its content was not read"
-        for item in value.values():
-            yield from _unread(item)
 
 
-def _digests(value: Any) -> set[str]:
-    """What the digests in a document cover: 'content', 'sample', …"""
-    if not isinstance(value, Mapping):
-        return set()
-    found = {str(value.get("digest_of") or "content")} if value.get("digest") else set()
-    return found.union(*map(_digests, value.values()))
+def _covers(node: Mapping[str, Any]) -> set[str]:
+    """What a digest covers: 'content', 'sample', 'names and sizes', …; empty without one."""
+    return {str(node.get("digest_of") or "content")} if node.get("digest") else set()
+
+
+def _version(node: Mapping[str, Any]) -> str | None:
+    """The version that data says it is, where that names its content."""
+    source, dvc, lfs = (mapping(node.get(name)) for name in ("source", "dvc", "lfs"))
+    for kind, value in (
+        ("DVC's", dvc.get("md5") or dvc.get("etag") or dvc.get("checksum")),
+        ("Git LFS's", lfs.get("oid")),
+        ("revision", source.get("revision") or source.get("fingerprint")),
+        ("version", source.get("version")),
+    ):
+        if value:
+            return " ".join(filter(None, (source.get("name"), kind, str(value)[:40])))
+    return None
 
 
 # ---------------------------------------------------------------------------- configuration

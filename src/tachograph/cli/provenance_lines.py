@@ -101,6 +101,9 @@ def data(documents: Documents) -> Lines:
     """What is known beside the table of digests: rows that splits have in common."""
     if not any(name.startswith("data.") for name in documents):
         yield "", "nothing was fingerprinted"
+    for name, document in documents.items():
+        if name.startswith("data.") and isinstance(document, Mapping):
+            yield from _said(name.removeprefix("data."), document)
     splits = get(documents, "splits")
     for found in [*(splits.get("overlaps") or ()), *(splits.get("across_runs") or ())]:
         about = "about " if found.get("counted") == "estimated" else ""
@@ -109,6 +112,18 @@ def data(documents: Documents) -> Lines:
         why = f" ({finding})" if finding in ("chance", "prediction", "same data") else ""
         place = " of another run" if "train_run" in found else ""
         yield "in common", f"{rows} of {found['evaluation']} among {found['train']}{place}{why}"
+
+
+def _said(name: str, document: Documents) -> Lines:
+    """What data says of itself: name, version, where it lies, what DVC and Git LFS know."""
+    inner = get(document, "dataset")
+    for kind in ("source", "dvc", "lfs"):
+        facts = get(document, kind) or get(inner, kind)
+        words = (f"{key} {shown(value)}" for key, value in facts.items())
+        if facts:
+            yield kind, f"{name}: {_some(words)}"
+    if document.get("path"):
+        yield "path", f"{name}: {document['path']}"
 
 
 # ---------------------------------------------------------------------------- configuration
