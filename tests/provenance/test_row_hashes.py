@@ -80,6 +80,7 @@ SAME: dict[str, Any] = {
     "x, y by name": {"x": ROWS, "y": LABELS, "sample_weight": LABELS},
     "inputs": {"a": ROWS[:, :1], "b": ROWS[:, 1:], "label": LABELS},
     "list of inputs": [ROWS[:, :1], ROWS[:, 1:]],
+    "inputs and target": ([ROWS[:, :1], ROWS[:, 1:]], LABELS),
     "TensorDataset": TensorDataset(TENSOR, torch.from_numpy(LABELS)),
     "DataLoader": DataLoader(TensorDataset(TENSOR), shuffle=True),
     "Subset": Subset(TensorDataset(TENSOR.flip(0), TENSOR[:, 0]), [3, 2, 1, 0]),
@@ -150,6 +151,16 @@ def test_samples_of_a_data_set_count_by_their_first_part() -> None:
     assert same(hash_rows(arrays), hash_rows(tensors))
     assert hash_rows(arrays).distinct == 4
     assert files.asked == arrays.asked == 0
+
+
+def test_many_arrays_in_a_list_are_samples() -> None:
+    """A model has no hundred inputs."""
+    images = [np.full((4, 4), number) for number in range(100)]
+    assert hash_rows(images).rows == 100
+    assert hash_rows([torch.from_numpy(one) for one in images[:60]]).rows_among(
+        hash_rows(images)
+    ) == (60, True)
+    assert same(hash_rows(tuple(np.arange(3.0))), hash_rows([0, 1, 2]))
 
 
 def test_rows_are_counted_with_their_repetitions() -> None:

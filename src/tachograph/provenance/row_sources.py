@@ -27,6 +27,7 @@ from tachograph.provenance.row_values import NotHashed, bfloat16_words, numpy
 
 _DEPTH = 6
 _MOST_STORED = 8 << 20  # values of a matrix of XGBoost, which gives them as a copy
+_INPUTS = 50  # of a model; more arrays in a list are samples
 _FEATURES = ("data", "samples", "x", "X", "features", "inputs", "images")
 _TARGETS = frozenset(
     [
@@ -91,15 +92,25 @@ def _mapping(data: Mapping[Any, Any], depth: int) -> Part:
 
 
 def _sequence(data: Sequence[Any], depth: int) -> Part:
-    """Of a tuple of arrays the first; a list of arrays side by side; else a list of rows."""
-    if len(data) and all(hasattr(item, "shape") or item is None for item in data):
-        if isinstance(data, tuple):
+    """Of a tuple of arrays the first; a few arrays in a list side by side; else a list of rows."""
+    if len(data) and isinstance(data, tuple):
+        if _is_inputs(data[0]) or all(_is_array(item) or item is None for item in data):
             return part_of(data[0], depth)
-        if len({len(item) for item in data}) == 1:
-            return Beside([part_of(item, depth) for item in data])
-    if isinstance(data, tuple) and len(data) and isinstance(data[0], Mapping | list):
-        return part_of(data[0], depth)  # inputs by name, and a target
+    if _is_inputs(data):
+        return Beside([part_of(item, depth) for item in data])
     return samples(data, lambda item: item)
+
+
+def _is_inputs(data: Any) -> bool:
+    """Whether it is several inputs of a model, by their names or in order."""
+    if isinstance(data, Mapping):
+        return True
+    few = isinstance(data, list) and 0 < len(data) <= _INPUTS
+    return few and all(_is_array(item) for item in data)
+
+
+def _is_array(item: Any) -> bool:
+    return bool(getattr(item, "shape", ()))
 
 
 # ---------------------------------------------------------------------------- arrays
