@@ -40,6 +40,7 @@ _NOT_LEARNED = re.compile(
 )
 _DURATIONS = re.compile(r"(mean|std)_(fit|score)_time")  # of `cv_results_`
 _MOST_MISSING = 20
+_HOLDERS = ("steps", "transformer_list", "estimator")  # parameters that may be fitted in place
 _SPARSE = ("data", "indices", "indptr", "offsets", "row", "col", "rows")
 
 
@@ -234,7 +235,9 @@ class _Reading:
         kind = base_of(type(estimator))
         self._reader.enter(kind)
         self._text("estimator", class_name(estimator))
-        self._attributes(dict(own_attributes(estimator)), path)
+        given = getattr(estimator, "__dict__", {})
+        held = {name: given[name] for name in _HOLDERS if name in given}
+        self._attributes(held | dict(own_attributes(estimator)), path)
 
     def _object(self, value: Any, path: str) -> None:
         kind = type(value)

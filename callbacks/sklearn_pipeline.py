@@ -61,6 +61,7 @@ class Tree:
     def __init__(self, estimator: Any, *, fitted: bool) -> None:
         self.document: dict[str, Any] = {}
         self._learned: dict[str, Learned] = {}
+        self._seen = {id(estimator)}
         self._reader = Reader() if fitted else None
         self._add(Part(_WHOLE, estimator), "", 0)
 
@@ -81,17 +82,21 @@ class Tree:
         node = self.document[path] = _described(part)
         if not is_estimator(part.estimator):
             return
-        found = list(_inside(part.estimator))
+        inside = list(_inside(part.estimator))
+        found = [one for one in inside if id(one.estimator) not in self._seen]
         room = MOST_PARTS - len(self.document) if depth < MOST_DEPTH else 0
         parts = found[: max(0, room)]
         if self._reader is not None:
-            learned = self._reader.read(part.estimator, [one.estimator for one in parts])
+            left = {id(one) for one in found[len(parts) :]}
+            apart = [one.estimator for one in inside if id(one) not in left]
+            learned = self._reader.read(part.estimator, apart)
             self._learned[path] = learned
             node |= learned.document
         if parts:
             node["steps"] = [one.name for one in parts]
         if more := len(found) - len(parts) + _more_twins(part.estimator):
             node["more"] = more
+        self._seen.update(id(one.estimator) for one in parts if is_estimator(one.estimator))
         for one in parts:
             self._add(one, "" if path == _WHOLE else path, depth + 1)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `import outcome_trainings`
 pytest.register_assert_rewrite("tachograph.testing.callback_contract")
 
 from tachograph.testing.callback_contract import QUIET, Record  # noqa: E402
