@@ -225,13 +225,14 @@ class Family:
 def is_chance(rows: int, evaluation: RowHashes, training: RowHashes) -> bool:
     """Whether rows that tell little are alike as often as the training rows are among themselves.
 
-    Rows that tell 64 bits or more are not alike by chance. Of others as many are expected among the
-    training rows as there are training rows that have a twin, and three standard deviations more.
+    Rows that tell 64 bits or more are not alike by chance. Of others the same share is expected among
+    the training rows as training rows have a twin, which come in pairs; each of the two numbers may
+    be three standard deviations off.
     """
     if min(evaluation.bits, training.bits) >= _MUCH_INFORMATION:
         return False
-    share = (training.repeated * training.rows + 2) / (training.rows + 2)
-    share = min(1.0, share)
+    twins = training.repeated * training.rows + 2
+    share = min(1.0, (twins + 3 * math.sqrt(2 * twins)) / training.rows)
     expected = share * evaluation.rows
     return rows <= expected + 3 * math.sqrt(expected * (1 - share))
 

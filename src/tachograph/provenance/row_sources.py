@@ -93,9 +93,9 @@ def _mapping(data: Mapping[Any, Any], depth: int) -> Part:
 
 def _sequence(data: Sequence[Any], depth: int) -> Part:
     """Of a tuple of arrays the first; a few arrays in a list side by side; else a list of rows."""
-    if len(data) and isinstance(data, tuple):
-        if _is_inputs(data[0]) or all(_is_array(item) or item is None for item in data):
-            return part_of(data[0], depth)
+    arrays = all(_is_array(item) or item is None for item in data)
+    if len(data) and isinstance(data, tuple) and (arrays or _is_inputs(data[0])):
+        return part_of(data[0], depth)
     if _is_inputs(data):
         return Beside([part_of(item, depth) for item in data])
     return samples(data, lambda item: item)
