@@ -225,9 +225,9 @@ class Family:
 def is_chance(rows: int, evaluation: RowHashes, training: RowHashes) -> bool:
     """Whether rows that tell little are alike as often as the training rows are among themselves.
 
-    Rows that tell 64 bits or more are not alike by chance. Of others the same share is expected among
-    the training rows as training rows have a twin, which come in pairs; each of the two numbers may
-    be three standard deviations off.
+    Rows that tell 64 bits or more are not alike by chance. Of others the same share is expected
+    among the training rows as training rows have a twin. Twins come in pairs; each of the two
+    numbers may be three standard deviations off.
     """
     if min(evaluation.bits, training.bits) >= _MUCH_INFORMATION:
         return False
