@@ -41,6 +41,21 @@ Config = dict[str, Any]
 Expected = dict[str, Any]
 
 
+class LastWord(lightning.Callback):  # type: ignore[misc]
+    """Changes the weights when the training has ended, as averaging of weights does."""
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            pl_module.token.weight.mul_(0.5)
+
+
+class Shrink(keras.callbacks.Callback):  # type: ignore[misc]
+    """The same for Keras."""
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.set_weights([weight * 0.5 for weight in self.model.get_weights()])
+
+
 class Module(lightning.LightningModule):  # type: ignore[misc]
     """Two layers, one of them used twice, with moving averages."""
 
@@ -75,7 +90,7 @@ def train_lightning(config: Config, seed: int, x: Any, y: Any) -> Expected:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LightningCallback(config=config)],
+        callbacks=[LightningCallback(config=config), LastWord()],
     )
     trainer.fit(module, loader)
     values = torch.cat([batch["value"] for batch in trainer.predict(module, loader)])
@@ -91,7 +106,7 @@ def train_keras(config: Config, seed: int, x: Any, y: Any) -> Expected:
     model = keras.Model(inputs, [keras.layers.Dense(1)(hidden), hidden])
     model.compile("sgd", ["mse", None])
     callback = KerasCallback(config=config)
-    model.fit(x, [y, x[:, :3]], epochs=2, verbose=0, callbacks=[callback])
+    model.fit(x, [y, x[:, :3]], epochs=2, verbose=0, callbacks=[callback, Shrink()])
     predictions = model.predict(x, batch_size=30, verbose=0, callbacks=[callback])
     weights = {str(number): one for number, one in enumerate(model.get_weights())}
     return {"outcome.weights": outcome(weights), "outcome.predictions": outcome(predictions)}

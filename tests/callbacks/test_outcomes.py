@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,27 @@ def test_predictions_that_are_not_kept(config: Config, record: Callable[[], Reco
     assert "return_predictions" in documents(record())["outcome.predictions"]["missing"]
 
 
+def test_weights_that_are_spread_are_not_gathered(
+    config: Config, record: Callable[[], Record]
+) -> None:
+    """FSDP leaves a process a part of all parameters in one."""
+    import torch
+    from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+
+    from tachograph import start_run
+    from tachograph.callbacks.lightning_facts import sharding
+    from tachograph.callbacks.tensors_outcome import log_weights
+
+    model = torch.nn.Linear(2, 2)
+    model.weight._is_flat_param = True
+    with start_run(config=config) as run:
+        log_weights(run, model)
+    assert documents(record())["outcome.weights"] == {"missing": "spread over processes"}
+    for strategy, expected in ((FSDPStrategy, "FSDPStrategy"), (SingleDeviceStrategy, None)):
+        trainer = SimpleNamespace(strategy=strategy.__new__(strategy))
+        assert sharding(trainer) == expected
+
+
 # ---------------------------------------------------------------------------- trees
 
 
@@ -192,15 +214,13 @@ class Breaking(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Odd(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Learns what others do not: sets, masks, itself, and things of other packages."""
+    """Learns what others do not: itself, the state of a generator, whatever it is given."""
 
     def __init__(self, helper: Any = None, learn: Any = None) -> None:
         self.helper = helper
         self.learn = learn
 
     def fit(self, X: Any, y: Any = None) -> Odd:
-        self.words_ = {"b", "a", "c", *map(str, range(20))}
-        self.masked_ = np.ma.MaskedArray(np.empty(3), mask=True)
         self.myself_ = self
         self.random_state_ = np.random.RandomState()
         self.extra_ = self.learn
@@ -279,6 +299,10 @@ def test_pieces_are_the_final_state(config: Config, record: Callable[[], Record]
 def test_what_is_learned_counts_and_nothing_else() -> None:
     """No order of sets, no random state, no memory that is masked; each bit of all else."""
     assert digest(Odd().fit(X)) == digest(Odd().fit(X))
+    assert list({0, 8}) != list({8, 0})
+    assert digest(Odd(learn={0, 8}).fit(X)) == digest(Odd(learn={8, 0}).fit(X))
+    masked = [np.ma.MaskedArray([number], mask=[True]) for number in (1, 2)]
+    assert digest(Odd(learn=masked[0]).fit(X)) == digest(Odd(learn=masked[1]).fit(X))
     assert digest(Odd(learn=[1, 2]).fit(X)) != digest(Odd(learn=[1, 3]).fit(X))
     assert digest(Odd(learn={"a": X}).fit(X)) != digest(Odd(learn={"a": X + 1}).fit(X))
     assert digest(Odd(learn=("a", 1.0)).fit(X)) != digest(Odd(learn=("a", 1)).fit(X))
