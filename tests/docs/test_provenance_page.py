@@ -27,6 +27,7 @@ from tachograph.provenance import (
     seeds,
     source,
 )
+from tachograph.provenance.outcomes import outcome
 
 PAGE = Path(__file__).parents[2] / "docs/reference/provenance.md"
 
@@ -187,3 +188,21 @@ def test_fields_of_data(tmp_path: Path) -> None:
     assert {"failed", "attributes"} <= documented("data", "field of `source`")
     torch_names = {name.removeprefix("_") for name in dataset_names._TORCH}
     assert torch_names <= documented("data", "field of `source`")
+
+
+def test_fields_of_outcomes_and_pipelines() -> None:
+    """Sections `outcome` and `pipeline`, with and without parts."""
+    numpy = pytest.importorskip("numpy")
+    pytest.importorskip("sklearn")
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import StandardScaler
+
+    from tachograph.callbacks.sklearn_pipeline import Tree
+
+    rows = numpy.ones((4, 2))
+    transformer = ColumnTransformer([("first", StandardScaler(), [0])]).fit(rows)
+    tree = Tree(transformer, fitted=True)
+    found = [outcome([rows, rows], batches=True), outcome({"a": rows, "b": object()})]
+    assert set().union(*found, tree.outcome()) == documented("outcome")
+    sometimes = {"version", "more", "digest_of", "missing"}
+    assert set().union(*tree.document.values()) | sometimes == documented("pipeline")
