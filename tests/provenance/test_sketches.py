@@ -235,6 +235,14 @@ def test_columns_of_frames_are_told_by_kind() -> None:
         assert "patient" not in json.dumps(found)
 
 
+def test_what_is_missing_among_plain_values_is_counted() -> None:
+    """None, and NaN also among texts."""
+    for values in (["a", math.nan, None], [1.5, math.nan, None], [math.nan, None, 1]):
+        for data in (values, np.array(values, dtype=object)):
+            assert sketch(data)["missing_values"] == 2
+            assert sketch(data)["distinct"] == 1
+
+
 def test_texts_that_are_no_categories_are_never_told() -> None:
     """Many, long, or hardly repeated ones; and columns with a secret name not even by counts."""
     names = [f"Person Number{number}" for number in range(30)]

@@ -10,7 +10,15 @@ import sys
 from typing import Any
 
 from tachograph.provenance import Document
-from tachograph.provenance.sketches import DISTINCT, Convert, Sketch, ends_of, rounded, told
+from tachograph.provenance.sketches import (
+    CATEGORIES,
+    DISTINCT,
+    Convert,
+    Sketch,
+    ends_of,
+    rounded,
+    told,
+)
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -55,7 +63,8 @@ class NumberSketch(Sketch):
         self._low, self._high = (numpy.full(width, end, self._dtype) for end in (low, high))
         self._count, self._mean, self._squares = numpy.zeros((3, width))
         self._nan, self._infinite = numpy.zeros((2, width), dtype="i8")
-        self._counts: list[dict[Any, int] | None] = [{} if distinct else None for _ in range(width)]
+        none = numpy.empty(0, self._dtype), numpy.empty(0, "i8")
+        self._distinct: list[tuple[Any, Any] | None] = [none if distinct else None] * width
         self._seen = 0
         kept = max(1, _SAMPLE // width)
         # A step that is no fraction of small numbers meets every phase of what is periodic.
@@ -122,18 +131,19 @@ class NumberSketch(Sketch):
             self._count_values(column, row)
 
     def _count_values(self, column: int, values: Any) -> None:
-        counts = self._counts[column]
-        if counts is None:
+        """Count distinct values, unless there are too many."""
+        numpy, known = self._numpy, self._distinct[column]
+        if known is None:
             return
-        if not counts and len(self._numpy.unique(values[: 4 * DISTINCT])) > DISTINCT:
-            self._counts[column] = None
+        first = values[: 4 * DISTINCT]
+        if not len(known[0]) and len(first) < len(values) and len(numpy.unique(first)) > DISTINCT:
+            self._distinct[column] = None
             return
-        found, times = self._numpy.unique(values, return_counts=True)
-        if len(found) <= DISTINCT:
-            for value, count in zip(found.tolist(), times.tolist(), strict=True):
-                counts[value] = counts.get(value, 0) + count
-        if max(len(found), len(counts)) > DISTINCT:
-            self._counts[column] = None
+        found, times = numpy.unique(values, return_counts=True)
+        if len(known[0]):
+            found, places = numpy.unique(numpy.concatenate([known[0], found]), return_inverse=True)
+            times = numpy.bincount(places, numpy.concatenate([known[1], times])).astype("i8")
+        self._distinct[column] = (found, times) if len(found) <= DISTINCT else None
 
     def _keep(self, values: Any) -> None:
         """Keep some values, evenly spread, for quantiles."""
@@ -153,7 +163,7 @@ class NumberSketch(Sketch):
         ]
 
     def _document(self, column: int, kept: Any) -> Document:
-        count, counts = int(self._count[column]), self._counts[column]
+        count, known = int(self._count[column]), self._distinct[column]
         document: Document = {"missing_values": int(self._nan[column])}
         if self._infinite[column]:
             document["infinite"] = int(self._infinite[column])
@@ -161,8 +171,12 @@ class NumberSketch(Sketch):
             document |= dict.fromkeys(("mean", "std", "min", "max", "quantiles"))
             if count:
                 document |= self._spread(column, count, kept)
-        document["distinct"] = None if counts is None else len(counts)
-        return document | told(counts or {}, self._key)
+        if known is None:
+            return document | {"distinct": None}
+        found, times = known
+        if len(found) <= CATEGORIES:
+            document |= told(dict(zip(found.tolist(), times.tolist(), strict=True)), self._key)
+        return document | {"distinct": len(found)}
 
     def _spread(self, column: int, count: int, kept: Any) -> Document:
         low, high = self._low[column], self._high[column]
