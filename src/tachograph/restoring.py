@@ -156,7 +156,9 @@ class Command:
 
     def text(self, python: str = "python") -> str:
         """One line for a shell."""
-        path = ":".join(map(str, self.python_path))
+        script = next((word for word in self.words if word.endswith(".py")), None)
+        by_itself = None if script is None else (self.folder / script).parent
+        path = ":".join(str(place) for place in self.python_path if place != by_itself)
         variable = f"PYTHONPATH={shlex.quote(path)} " if path else ""
         return (
             f"cd {shlex.quote(str(self.folder))} && {variable}{shlex.join([python, *self.words])}"

@@ -67,6 +67,7 @@ def test_the_tree_of_a_run_comes_back_and_runs_again(
     said = capfd.readouterr().out
     commit = git(dirty, "rev-parse", "HEAD")
     assert f"project: commit {commit[:12]}, its uncommitted work, 2 files as they ran" in said
+    assert f"  cd {back} && python train.py --scale 2\n" in said
     line = next(line.strip() for line in said.splitlines() if line.startswith("  cd "))
     variables = {"TACHOGRAPH_BACKEND": program.url, "TACHOGRAPH_RECORD_SYSTEM": "false"}
     subprocess.run(
@@ -102,7 +103,7 @@ def test_what_is_missing_is_said(
     words = ["restore", "latest", str(tmp_path / "back"), "--store", program.url]
     assert command(words) == 0
     said = capsys.readouterr().out
-    assert "missing:\n  project: " in said
+    assert "missing:\n  the rest of project: " in said
     assert "without the secrets that were in it:\n  project/fresh.py" in said
     assert "fill in each [redacted]" in said
     assert token not in said

@@ -46,7 +46,7 @@ def restore(
         print_json(_plain(restored, command))
         return
     _print_trees(documents, restored, files_only=files_only)
-    _print_lacks(restored)
+    _print_lacks(restored, (documents.get("source") or {}).get("trees") or {})
     _print_command(command)
 
 
@@ -90,8 +90,14 @@ def _files(count: int) -> str:
     return "1 file as it ran" if count == 1 else f"{count} files as they ran"
 
 
-def _print_lacks(restored: Restored) -> None:
-    _print_list("missing", (f"{key}: {why}" for key, why in restored.missing.items()))
+def _print_lacks(restored: Restored, trees: Mapping[str, Any]) -> None:
+    _print_list(
+        "missing",
+        (
+            f"the rest of {key}: {why}" if key in trees else f"{key}: {why}"
+            for key, why in restored.missing.items()
+        ),
+    )
     _print_list("without the secrets that were in it", restored.redacted)
     patches = {
         tree: patch
