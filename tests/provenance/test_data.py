@@ -151,6 +151,8 @@ def test_large_content_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert all(one[1] <= two[0] for one, two in itertools.pairwise(spans))
     table = pd.DataFrame({"a": large, "b": large})
     assert fingerprint(table)["digest_of"] == "sample"
+    assert fingerprint(pa.table({"text": ["x" * 1_000] * 100}))["digest_of"] == "sample"
+    assert fingerprint(pa.table({"text": ["x"] * 100}))["digest_of"] == "content"
 
 
 def test_no_more_than_chunks_are_copied() -> None:
