@@ -120,8 +120,9 @@ _KNOWN = re.compile(
     )""",
     re.VERBOSE,
 )
-_AFTER = re.compile(  # secrets that only the words before them give away
-    r"""(?P<before>
+_GIVING_AWAY = ("bearer", "basic", "login", "hooks.slack", "aws")
+_AFTER = r"""(?x)  # secrets that only the words before them give away
+    (?P<before>
         [Bb]earer\s{1,4}(?=[A-Za-z._~+/-]{0,60}\d)
       | [Bb]asic\s{1,4}(?=[A-Za-z0-9+/]{11,}={1,2})
       | [Ll]ogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4}
@@ -129,9 +130,7 @@ _AFTER = re.compile(  # secrets that only the words before them give away
       | wandb[ .]login[\s(]{1,4}(?:key\s?=\s?)?["']?(?=[0-9a-f]{40})
       | [Aa][Ww][Ss][^\n]{0,60}?(?<![A-Za-z0-9/+])
         (?=[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=]))(?![0-9a-f]{40})
-    )[^\s"',;)]{6,}""",
-    re.VERBOSE,
-)
+    )[^\s"',;)]{6,}"""
 _PRIVATE_KEY = (
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----END )[A-Za-z0-9+/=\s\\\"',:.()-])*+"
@@ -145,14 +144,12 @@ _USERINFO = (
     r"(?P<userinfo>[^\s/@:\"'<>]{0,200}:[^\s/\"'<>]{0,400}|[^\s/@:?#\"'<>]{1,400})@"
 )
 
-_ASSIGNED = re.compile(  # name=  name:  "name":  ["name"] =  name: str =  --name
-    r"""(?<![\w.\-])-?(?P<flag>--)?(?P<name>[A-Za-z_][\w.\-]*+)
+_ASSIGNED = r"""(?x)  # name=  name:  "name":  ["name"] =  name: str =  --name
+    (?<![\w.\-])-?(?P<flag>--)?(?P<name>[A-Za-z_][\w.\-]*+)
     (?P<equals>\\?["']?\]?[ \t]{0,9}
         (?: :[ \t]?[\w.]{1,40}(?:[ \t]\|[ \t]None)?[ \t]{1,2}=(?!=)
         | =>|:=|:(?!/)|=(?!=) )[ \t]{0,9}
-      | (?(flag)[ \t]{1,9}(?=[^\s=:\-])|(?!)) )""",
-    re.VERBOSE,
-)
+      | (?(flag)[ \t]{1,9}(?=[^\s=:\-])|(?!)) )"""
 _VALUE = r"""(?x)
     (?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest)[ \t]{1,4})?
     (?: [brfuBRFU]{0,2}(?P<quote>\\?["'])(?P<quoted>(?:(?!(?P=quote))(?:\\.|[^\n]))*+)
@@ -176,6 +173,8 @@ def redact_text(text: str) -> str:
     """
     if "PRIVATE KEY" in text:
         text = _seldom(_PRIVATE_KEY).sub(_redact_private_key, text)
+    if len(text) < _PIECE:
+        return _redact_piece(text)
     return "".join(map(_redact_piece, _pieces(text)))
 
 
@@ -193,8 +192,12 @@ def _redact_piece(text: str) -> str:
     if "://" in text:
         text = _seldom(_USERINFO).sub(_redact_userinfo, text)
     text = _KNOWN.sub(REDACTED, text)
-    text = _AFTER.sub(lambda match: match["before"] + REDACTED, text)
-    return _redact_assignments(text)
+    small = text.lower()
+    if any(word in small for word in _GIVING_AWAY):  # quicker than the pattern is
+        text = _seldom(_AFTER).sub(lambda match: match["before"] + REDACTED, text)
+    if ":" in text or "=" in text or "--" in text:
+        text = _redact_assignments(text)
+    return text
 
 
 def _redact_private_key(match: re.Match[str]) -> str:
@@ -217,7 +220,7 @@ def _redact_userinfo(match: re.Match[str]) -> str:
 
 def _redact_assignments(text: str) -> str:
     pieces, done = [], 0
-    for assigned in _ASSIGNED.finditer(text):
+    for assigned in _seldom(_ASSIGNED).finditer(text):
         if assigned.start() < done or not is_secret_name(assigned["name"]):
             continue
         value = _seldom(_VALUE).match(text, assigned.end())
