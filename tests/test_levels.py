@@ -500,6 +500,23 @@ def test_the_page_shows_splits_and_pipelines(url: str, capsys: pytest.CaptureFix
     assert said.index("Pipeline()") < said.index("  scale: Scale(x=2) fitted aaaaaaaa")
 
 
+@pytest.mark.parametrize("other", [3, "text", ["x"], {"x": None}])
+def test_documents_of_another_shape_are_said_to_be_unreadable(
+    other: Any, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Anyone may record a section of any name; a page is shown, and no level is made up."""
+    for section, key in (("source", "files"), ("hardware", "gpus"), ("seeding", "seeded")):
+        documents = WHOLE | {section: {**WHOLE.get(section, {}), key: other}}
+        assert reproducibility(documents, {}).level in LEVELS
+    result = reproducibility(WHOLE | {"source": WHOLE["source"] | {"secret_files": "many"}}, {})
+    assert "cannot be read: TypeError" in result.findings[0].what
+    with tachograph.start_run(config={"backend": url}, name="page") as run:
+        for section in ("hardware", "splits", "pipeline", "notebook", "data.x"):
+            run.log_provenance(section, {key: other for key in ("gpus", "overlaps", ".", "parts")})
+    assert command(["show", "page", "--provenance", "--store", url]) == 0
+    assert "Reproducibility ──" in capsys.readouterr().out
+
+
 def test_the_page_for_programs_has_documents_and_level(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

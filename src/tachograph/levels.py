@@ -8,13 +8,20 @@ seeds), ``methodological`` (the method can be followed), ``conceptual`` (only th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tachograph.backends.base import Condition, Query
 from tachograph.levels_code import code
-from tachograph.levels_pieces import Finding, configuration, data, environment, hardware
+from tachograph.levels_pieces import (
+    METHODOLOGICAL,
+    Finding,
+    configuration,
+    data,
+    environment,
+    hardware,
+)
 from tachograph.levels_seeds import seeds
 from tachograph.lookup import family_of
 from tachograph.query import Store
@@ -22,6 +29,9 @@ from tachograph.runrecord import RunRecord
 
 LEVELS = ("exact", "statistical", "methodological", "conceptual")
 """From the strongest to the weakest."""
+
+SHAPE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What comes of a document in the place of another: anyone may record a section of any name."""
 
 _REPRODUCTIONS = 100  # that are looked at
 _PARTS = 200  # of a run, that may hold what is known of its data
@@ -114,17 +124,27 @@ def reproducibility(
     """
     known = {section: doc for section, doc in documents.items() if isinstance(doc, Mapping)}
     found = [
-        *code(known, params),
-        *data(known),
-        *configuration(known),
-        *environment(known),
-        *seeds(known, params, framework),
-        *hardware(known),
+        *_guarded("code", lambda: code(known, params)),
+        *_guarded("data", lambda: data(known)),
+        *_guarded("configuration", lambda: configuration(known)),
+        *_guarded("environment", lambda: environment(known)),
+        *_guarded("seed", lambda: seeds(known, params, framework)),
+        *_guarded("hardware", lambda: hardware(known)),
         *_contradictions(verdicts),
     ]
     found.sort(key=lambda finding: -_rank(finding.limits_to))
     level = found[0].limits_to if found and found[0].limits_to else LEVELS[0]
     return Reproducibility(level, _best(verdicts), tuple(found))
+
+
+def _guarded(area: str, find: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What is found in an area; that its documents have a shape of their own, where they do."""
+    try:
+        return list(find())
+    except SHAPE_ERRORS as error:
+        what = f"what is recorded cannot be read: {type(error).__name__}: {error}"
+        remedy = "record facts of your own in sections with names of your own"
+        return [Finding(area, METHODOLOGICAL, what, remedy)]
 
 
 def _rank(level: str | None) -> int:

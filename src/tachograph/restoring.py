@@ -204,7 +204,8 @@ def _words(
         return ["-m", "IPython", str(top / script)] if ipython else [str(top / script)], []
     if started_by in ("stdin", "interactive", "notebook", "ipython"):
         return [], ["the program was typed or piped in, and is not to be had again"]
-    words = [str(word) for word in argv.get("original_argv") or ()][1:]
+    recorded = argv.get("original_argv")
+    words = list(map(str, recorded))[1:] if isinstance(recorded, list) else []
     entry = _below(top, _mapping(source.get("entry")).get("file"))
     given = str(argv.get("entry") or "")
     if started_by == "script" and entry is not None and given:

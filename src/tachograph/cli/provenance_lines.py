@@ -159,7 +159,7 @@ def _steps(pipeline: Documents, path: str, indent: str) -> Lines:
     fitted = str(step.get("fitted") or "").removeprefix("sha256:")[:8]
     text = f"{indent}{name}{str(step.get('class')).rpartition('.')[2]}({params})"
     yield "" if indent else "pipeline", text + (f" fitted {fitted}" if fitted else "")
-    for inner in step.get("steps") or ():
+    for inner in filter(lambda inner: inner != ".", step.get("steps") or ()):
         yield from _steps(pipeline, inner if path == "." else f"{path}.{inner}", f"{indent}  ")
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from tachograph.cli import provenance_lines as lines
 from tachograph.cli.provenance_lines import Documents, Lines, get
 from tachograph.cli.render import console, print_table, section, short_id, size
-from tachograph.levels import Reproducibility
+from tachograph.levels import SHAPE_ERRORS, Reproducibility
 from tachograph.levels_pieces import Finding
 from tachograph.runrecord import RunRecord
 
@@ -69,8 +69,12 @@ def _print(title: str, lines: Lines) -> None:
     grid = RichTable.grid(padding=(0, 2, 0, 0))
     grid.add_column(justify="right", style="dim", min_width=12, no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, text in lines:
-        grid.add_row(Text(label), Text(text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"))
+    try:
+        for label, text in lines:
+            cut = text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+            grid.add_row(Text(label), Text(cut))
+    except SHAPE_ERRORS:
+        grid.add_row("", Text("the rest cannot be read; see --json", style="yellow"))
     if grid.row_count:
         console().print(grid)
 
@@ -118,22 +122,21 @@ def _ends(document: Mapping[str, Any]) -> int:
 
 
 def _shape(document: Mapping[str, Any]) -> str:
-    shape = document.get("shape")
-    if shape:
-        return " × ".join(map(str, shape)) + (
-            f" {document['dtype']}" if "dtype" in document else ""
-        )
-    if document.get("rows") is not None:
-        return f"{document['rows']} rows"
-    return size(document.get("bytes"))
+    shape, rows, count = (document.get(name) for name in ("shape", "rows", "bytes"))
+    if isinstance(shape, list) and shape:
+        dtype = f" {document['dtype']}" if "dtype" in document else ""
+        return " × ".join(map(str, shape)) + dtype
+    if rows is not None:
+        return f"{rows} rows"
+    return size(count) if isinstance(count, int) else ""
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    digest = document.get("digest")
+    digest, covers = document.get("digest"), document.get("digest_of", "content")
     if not digest:
         return f"none: {document.get('missing') or 'not read'}"
     short = str(digest).removeprefix("sha256:")[:12]
-    return short if document.get("digest_of", "content") == "content" else f"{short} (of a sample)"
+    return short if covers == "content" else f"{short} (of {covers})"
 
 
 # ---------------------------------------------------------------------------- the level
