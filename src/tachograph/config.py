@@ -104,8 +104,7 @@ def load_config(
 ) -> Config:
     """Find, read and check the configuration.
 
-    An argument wins over the environment, that over the file, that over the default; in what
-    `tachograph reproduce` runs again, the environment wins over all. Tags are
+    An argument wins over the environment, that over the file, that over the default. Tags are
     put together from all of them, key by key.
 
     Parameters
@@ -145,8 +144,6 @@ def load_config(
     if arguments:
         full = {_full_key(key): value for key, value in arguments.items()}
         values = values | _layer(full, _always(Origin("argument")), folder)
-    if "TACHOGRAPH_REPRODUCES" in given:  # whoever runs it again says where to record it
-        values = values | _environment(variables, folder)
     return _build(values, file)
 
 

@@ -127,3 +127,17 @@ def _run(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def started_with(variable: str) -> str | None:
+    """The value of an environment variable as the process was started, whatever it is now.
+
+    Where the system does not tell (all but Linux), as it is now.
+    """
+    try:
+        with open("/proc/self/environ", "rb") as stream:
+            entries = stream.read().split(b"\0")
+    except OSError:
+        return os.environ.get(variable)
+    head = f"{variable}=".encode()
+    return next((os.fsdecode(e[len(head) :]) for e in entries if e.startswith(head)), None)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tachograph.provenance.modules import in_environment
+from tachograph.provenance.modules import import_root, in_environment
 from tachograph.provenance.shell import shell_kind
 from tachograph.redaction import redact_argv
 
@@ -30,6 +30,7 @@ def collect() -> dict[str, Any]:
 def entry_folder() -> Path:
     """The folder of the user's entry script; the working directory where there is none.
 
+    Of ``python -m package.module`` it is the folder that the package lies in.
     A script that belongs to the environment (`pytest`, `torchrun`, ``python -m package``) says
     nothing about where the user's code lies.
     """
@@ -37,7 +38,10 @@ def entry_folder() -> Path:
     if file is None:
         return Path.cwd()
     script = Path(file).absolute()
-    return Path.cwd() if in_environment(str(script)) or not script.exists() else script.parent
+    if in_environment(str(script)) or not script.exists():
+        return Path.cwd()
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return script.parent if spec is None else Path(import_root(str(script), str(spec.name)))
 
 
 class Entry(NamedTuple):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tachograph import host
 from tachograph.generators import describe_generator, digest_of, numpy_state
 from tachograph.provenance import missing
 from tachograph.provenance.stack import Variable, user_variables
@@ -34,7 +35,7 @@ def collect() -> dict[str, Any]:
     """Seeds, digests of generator states and determinism flags, per loaded library."""
     document: dict[str, Any] = {
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "hash_randomization": bool(sys.flags.hash_randomization),
+        "hash_randomization": _is_hash_random(),
     }
     for library, read in _READERS.items():
         module = sys.modules.get(library)
@@ -43,6 +44,12 @@ def collect() -> dict[str, Any]:
     document["random"] = _guarded(_random, document)
     document["generators"] = _guarded(_generators, None)
     return document
+
+
+def _is_hash_random() -> bool:
+    """Python's own flag is set for a seed of its hash as well, as long as that is not 0."""
+    given = host.started_with("PYTHONHASHSEED") or "random"
+    return bool(sys.flags.hash_randomization) and given == "random"
 
 
 def _guarded(read: Callable[[Any], dict[str, Any]], argument: Any) -> dict[str, Any]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from tachograph import environments
 from tachograph.errors import StoreError
+from tachograph.provenance import packages
 from tachograph.sources import new_folder
 
 Documents = Mapping[str, Any]
@@ -41,9 +39,9 @@ def left_out(documents: Documents) -> list[str]:
     """Packages that cannot be installed from what is known of them; the recorder is not one."""
     own = __name__.partition(".")[0]
     lines = environments.export(documents, "requirements").splitlines()
-    packages = documents["packages"]["versions"]
+    known = documents["packages"]["versions"]
     comments = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
-    return [text for text in comments if (name := text.split(" ")[0]) in packages and name != own]
+    return [text for text in comments if (name := text.split(" ")[0]) in known and name != own]
 
 
 def python_of(folder: Path) -> Path:
@@ -115,7 +113,7 @@ def _version(documents: Documents) -> str:
 
 def _recorder() -> str:
     """What installs this recorder again: its folder where it is worked on, else its version."""
-    own = metadata.distribution(__name__.partition(".")[0])
-    origin = json.loads(own.read_text("direct_url.json") or "{}")
-    url = urlsplit(str(origin.get("url") or ""))
-    return unquote(url.path) if url.scheme == "file" else f"{own.name}=={own.version}"
+    own = __name__.partition(".")[0]
+    known = packages.collect()
+    folder = known["origins"].get(own, {}).get("folder")
+    return str(folder) if folder else f"{own}=={known['versions'][own]}"

@@ -87,14 +87,14 @@ def make_plan(
         Environment variables to set, or to take away (None), whatever was recorded.
     """
     argv = documents.get("argv", {})
-    words = list(command.words)
     notes = list(command.notes)
-    if arguments is not None:
-        words = _with_arguments(words, argv, arguments)
-        notes = [note for note in notes if REDACTED not in note]
     stood = str(argv.get("working_directory") or "")
-    words = [_argument(word, stood, places) for word in words]
-    words = [*_launcher(documents, notes), *words]
+    program, own = _split(command.words, argv)
+    if arguments is not None:
+        notes = [note for note in notes if REDACTED not in note]
+    else:
+        own = [_argument(word, stood, places) for word in own]
+    words = [*_launcher(documents, notes), *program, *(own if arguments is None else arguments)]
     changed, missing = _variables(documents, command, words, places)
     changed |= variables or {}
     notes += [f"the variable {name} held a secret; set it" for name in missing]
@@ -108,10 +108,11 @@ def make_plan(
 # ---------------------------------------------------------------------------- words
 
 
-def _with_arguments(words: list[str], argv: Mapping[str, Any], given: Sequence[str]) -> list[str]:
-    """The words with others in place of the program's own arguments."""
-    own = len(argv.get("argv") or [""]) - 1
-    return [*words[: len(words) - own], *given]
+def _split(words: list[str], argv: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What names the program, and the program's own arguments, which stand behind it."""
+    own = list(argv.get("argv") or [""])[1:]
+    place = len(words) - len(own)
+    return (words[:place], own) if words[place:] == own else (words, [])
 
 
 def _argument(word: str, stood: str, places: Places) -> str:
@@ -166,8 +167,10 @@ def _variables(
             changed[name] = value
     scripts = [command.folder / word for word in words if word.endswith(".py")]
     own = {os.path.normpath(script.parent) for script in scripts}  # Python adds it by itself
-    given = (places.now(path) for path in recorded.get("PYTHONPATH", "").split(os.pathsep))
-    path = [folder for folder in given if folder and os.path.isdir(folder)]
+    stood = str(documents.get("argv", {}).get("working_directory") or "")
+    given = filter(None, recorded.get("PYTHONPATH", "").split(os.pathsep))
+    path = [places.now(os.path.normpath(os.path.join(stood, folder))) for folder in given]
+    path = [folder for folder in path if os.path.isdir(folder)]
     path += [str(folder) for folder in command.python_path if os.path.normpath(folder) not in own]
     changed["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path)) or None
     return changed | dict.fromkeys((LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE)), missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tachograph import comparison, origin
 from tachograph.errors import StoreError
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
+from tachograph.redaction import redact_argv
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
 from tachograph.reproduction.evidence import gather
@@ -158,7 +160,7 @@ def run_again(prepared: Prepared) -> Verdict:
             )
         verdict = _compare(store, original, again, prepared)
         about = {
-            "command": plan.text,
+            "command": shlex.join(redact_argv(plan.words)),
             "folder": str(plan.folder),
             "environment": prepared.environment,
             "tolerance": prepared.wishes.tolerance,
