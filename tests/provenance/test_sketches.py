@@ -206,6 +206,15 @@ def test_classes_of_labels_are_counted(labels: Any) -> None:
     assert next(iter(found["values"])) == first
 
 
+def test_classes_are_counted_over_all_pieces() -> None:
+    """Of more labels than are read at once."""
+    labels = np.arange(400_000) % 8 // 3
+    for data in (labels, labels.astype("f4"), labels.tolist(), pd.DataFrame({"y": labels})):
+        found = sketch(data)
+        counts = found.get("y", found)["values"]
+        assert list(counts.values()) == [150_000, 150_000, 100_000]
+
+
 def test_columns_of_frames_are_told_by_kind() -> None:
     """Alike in pandas, Polars and Arrow: numbers with gaps, texts, truth values, dates."""
     day = datetime.datetime(2024, 5, 1)
