@@ -123,8 +123,7 @@ class _Reading:
         return Learned(digest, self._is_whole, self._missing, self._squares)
 
     def _put(self, tag: str, content: bytes = b"") -> None:
-        self._hasher.update(f"{tag}{len(content)}:".encode())
-        self._hasher.update(content)
+        self._hasher.update(f"{tag}{len(content)}:".encode() + content)
 
     def _text(self, tag: str, text: str) -> None:
         self._put(tag, text.encode(errors="surrogatepass"))
@@ -172,7 +171,7 @@ class _Reading:
     def _other(self, value: Any, path: str) -> None:
         if isinstance(value, np.random.RandomState | np.random.Generator):
             self._put("generator")  # what is drawn later is not what was learned
-        elif inspect.isroutine(value) or isinstance(value, type | np.ufunc):
+        elif isinstance(value, type | np.ufunc) or inspect.isroutine(value):
             self._text("named", qualified_name(value))
         elif isinstance(value, functools.partial):
             self._sequence([value.func, list(value.args), value.keywords], path)
@@ -203,10 +202,12 @@ class _Reading:
     # ------------------------------------------------------------------ arrays
 
     def _array(self, array: Any, path: str) -> None:
-        self._text("array", f"{array.dtype.str}{array.shape}")
-        if array.dtype.names:  # between fields there may be bytes of no meaning
+        self._text("array", f"{_dtype_text(array.dtype)}{array.shape}")
+        is_plain = array.dtype.names and not array.dtype.hasobject
+        if is_plain and array.nbytes <= _CHUNK_BYTES and self._reader.take_bytes(array.nbytes):
+            self._put("fields", b"".join(array[name].tobytes() for name in array.dtype.names))
+        elif array.dtype.names:  # between fields there may be bytes of no meaning
             for name in array.dtype.names:
-                self._text("field", name)
                 self._array(array[name], path)
         elif array.dtype.hasobject:
             self._sequence(array.ravel().tolist(), path)
@@ -219,8 +220,7 @@ class _Reading:
         flat = np.ascontiguousarray(array).reshape(-1)
         length = (_CHUNK_BYTES if is_whole else _SAMPLE_BYTES // 16) // max(1, flat.itemsize) or 1
         last = max(0, flat.size - length)
-        spread = sorted({last * block // 15 for block in range(16)})
-        for start in range(0, flat.size, length) if is_whole else spread:
+        for start in range(0, flat.size, length) if is_whole else _spread(last):
             chunk = flat[start : start + length]
             self._hasher.update(chunk.view(np.uint8).data)
             if chunk.dtype.kind == "f":
@@ -316,6 +316,16 @@ def norm(parts: Iterable[Learned]) -> float | None:
     """The norm of all fractions together; None where one of them is not finite."""
     total = math.fsum(part.squares for part in parts)
     return math.sqrt(total) if math.isfinite(total) else None
+
+
+def _spread(last: int) -> list[int]:
+    """The beginnings of samples."""
+    return sorted({last * block // 15 for block in range(16)})
+
+
+@functools.lru_cache(maxsize=100)
+def _dtype_text(dtype: Any) -> str:
+    return str(dtype.descr if dtype.names else dtype.str)
 
 
 def _stable(value: Any) -> str:
