@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tachograph.provenance.git_calls import GitError, ask, reason_of
 from tachograph.redaction import redact_text
@@ -44,7 +44,7 @@ class Status:
             kind, _, rest = entry.partition(" ")
             if kind == "#":
                 self._head(rest)
-            elif kind == "?" and _OURS not in PurePosixPath(rest).parts:
+            elif kind == "?" and _OURS not in rest.split("/"):
                 self.untracked[rest] = None
             elif kind in _FIELDS_BEFORE_PATH:
                 fields = rest.split(" ", _FIELDS_BEFORE_PATH[kind])
