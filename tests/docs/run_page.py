@@ -1,6 +1,7 @@
 """Runs the examples of one page in the working directory, in order, as a reader would.
 
-``python run_page.py PAGE [--fresh]``. Python blocks share their names unless `--fresh`; lines of
+``python run_page.py PAGE [--fresh]``. Python blocks share their names unless `--fresh`; one that
+begins with the name of a file, as a comment, is that file; lines of
 console blocks run where they begin with a command that is there; SQL runs on the SQLite store of
 the page and, through DuckDB, on a Parquet copy of it, and both give the same rows.
 """
@@ -24,6 +25,8 @@ STORE = Path(".tachograph/runs.sqlite")
 COMMANDS = ("tachograph", "sqlite3", "python")
 _FENCE = re.compile(r"^([ ]*)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
+_FILE = re.compile(r"# (\w+\.py)\n")
+
 
 class Block(NamedTuple):
     """A fenced block of a page: its language, text and first line."""
@@ -46,7 +49,9 @@ def run(page: Path, *, fresh: bool) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         where = f"{page}, line {block.line}"
-        if block.language == "python":
+        if file := _FILE.match(block.text):
+            Path(file[1]).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
             run_python(block.text, where, {"__name__": "__main__"} if fresh else names)
         elif block.language in ("console", "sh"):
             for command in commands(block):
