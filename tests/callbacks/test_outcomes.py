@@ -305,7 +305,10 @@ def test_what_is_learned_counts_and_nothing_else() -> None:
     assert digest(Odd(learn=masked[0]).fit(X)) == digest(Odd(learn=masked[1]).fit(X))
     assert digest(Odd(learn=[1, 2]).fit(X)) != digest(Odd(learn=[1, 3]).fit(X))
     assert digest(Odd(learn={"a": X}).fit(X)) != digest(Odd(learn={"a": X + 1}).fit(X))
-    assert digest(Odd(learn=("a", 1.0)).fit(X)) != digest(Odd(learn=("a", 1)).fit(X))
+    different = [("a", 1.0), ("a", 1), 1, "1", 1.0, True, {"a": X}, {"b": X}, X, [X], X[0]]
+    assert len({digest(Odd(learn=one).fit(X)) for one in different}) == len(different)
+    generators = [np.random.RandomState(1), np.random.RandomState(2)]
+    assert len({digest(Odd(learn=one).fit(X)) for one in generators}) == 1
     nodes = np.zeros(2, np.dtype([("left", "i1"), ("value", "f8")], align=True))
     dirty = nodes.copy()
     dirty.view("u1")[1:8] = 7  # between the fields

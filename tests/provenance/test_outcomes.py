@@ -45,6 +45,13 @@ def test_equal_bits_have_one_digest_whatever_holds_them() -> None:
         assert math.isclose(document["l2"], np.linalg.norm(ARRAY.astype("float64")))
 
 
+def test_batches_longer_than_what_is_read_at_once() -> None:
+    """Each is read from its own beginning to its end."""
+    long = np.arange(700_000, dtype="float32").reshape(-1, 7)
+    batches = [long[:45_000], long[45_000:]]
+    assert outcome(batches, batches=True)["digest"] == outcome(long)["digest"]
+
+
 @pytest.mark.parametrize("place", [0, 3500, 6999])
 def test_one_bit_changes_the_digest(place: int) -> None:
     """Of an array, of a batch, of a part: and the part is named."""
@@ -80,6 +87,15 @@ def test_types_of_torch(tensor: Any) -> None:
     assert document["digest_of"] == "content"
     assert document["l2"] == pytest.approx(math.sqrt(12))
     assert outcome(tensor.clone())["digest"] == document["digest"] != outcome(tensor * 3)["digest"]
+
+
+def test_numbers_that_cannot_be_summed_have_no_norm() -> None:
+    """Those of eight bits, of which only the bits are read, and texts."""
+    tensor = torch.full((3,), 2.0).to(torch.float8_e4m3fn)
+    for value in (tensor, np.array(["a", "b"])):
+        document = outcome(value)
+        assert document["digest_of"] == "content"
+        assert "l2" not in document
 
 
 def test_what_is_no_tensor() -> None:
@@ -123,6 +139,8 @@ def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["digest_of"] == "sample"
     for place in (0, (1 << 20) - 1):
         assert outcome({"a": changed(large, place), "b": ARRAY})["digest"] != document["digest"]
+    small = {str(number): np.full(50_000, number, "float32") for number in range(20)}
+    assert outcome(small)["digest_of"] == "sample"  # 200 kB each, 4 MB together
     monkeypatch.setattr(outcomes, "MAX_PARTS", 10)
     many = {str(number): ARRAY[number] for number in range(100)}
     document = outcome(many)
