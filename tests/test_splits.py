@@ -228,6 +228,12 @@ def test_test_rows_of_one_run_in_the_training_of_another(found: Call) -> None:
     assert document["across_runs"] == [events[0] | {"finding": "overlap"}]
 
 
+def test_what_a_run_has_told_itself_is_not_told_again(found: Call) -> None:
+    """Test rows of its own training, where another run has trained on the same."""
+    events, _ = found(lambda run: study(run, "trial", (TRAIN, CLEAN), (TRAIN, LEAKY)))
+    assert [(event["rows"], "train_run" in event) for event in events] == [(12, False)]
+
+
 def test_folds_are_compared_alone(found: Call) -> None:
     """One fold's test rows are the training rows of all others, by design."""
     parts = np.array_split(TRAIN, 4)

@@ -153,6 +153,14 @@ def test_samples_of_a_data_set_count_by_their_first_part() -> None:
     assert files.asked == arrays.asked == 0
 
 
+def test_a_subset_has_the_rows_that_were_picked() -> None:
+    """And no others; of a subset of a subset too."""
+    data = TensorDataset(TENSOR, TENSOR[:, 0])
+    inner = Subset(Subset(data, [3, 1, 2]), [0, 0])
+    assert hash_rows(ROWS).rows_among(hash_rows(Subset(data, [3, 1]))) == (2, True)
+    assert same(hash_rows(inner), hash_rows(ROWS[[3, 3]]))
+
+
 def test_many_arrays_in_a_list_are_samples() -> None:
     """A model has no hundred inputs."""
     images = [np.full((4, 4), number) for number in range(100)]
