@@ -94,7 +94,9 @@ def make_plan(
         notes = [note for note in notes if REDACTED not in note]
     else:
         own = [_argument(word, stood, places) for word in own]
-    words = [*_launcher(documents, notes), *program, *(own if arguments is None else arguments)]
+    if launcher := _launcher(documents, notes):
+        program = _without_options(program)
+    words = [*launcher, *program, *(own if arguments is None else arguments)]
     changed, missing = _variables(documents, command, words, places)
     changed |= variables or {}
     notes += [f"the variable {name} held a secret; set it" for name in missing]
@@ -130,6 +132,14 @@ def _argument(word: str, stood: str, places: Places) -> str:
         return word if places.has(stood) else places.now(path)
     leads_out = os.sep in word or not places.has(stood)
     return path if leads_out and os.path.exists(path) else places.now(word)
+
+
+def _without_options(program: Sequence[str]) -> list[str]:
+    """The script, or ``-m module``, without what stood in front for the interpreter itself."""
+    words = list(program)
+    while words and words[0].startswith("-") and words[0] not in ("-m", "-c"):
+        del words[: 2 if words[0] in ("-X", "-W") else 1]
+    return words
 
 
 def _launcher(documents: Documents, notes: list[str]) -> list[str]:

@@ -168,6 +168,8 @@ def run_again(prepared: Prepared) -> Verdict:
         }
         row = origin.provenance_row(SECTION, verdict.document() | about)
         store.edit({"provenance": [{"run_id": again} | row]})
+        if name := store.row(again)["name"]:  # so that the name still means the original
+            store.update(again, name=f"{name} (reproduction)")
     return verdict
 
 
