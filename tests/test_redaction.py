@@ -131,6 +131,7 @@ def test_a_secret_under_a_secret_name_never_survives_a_text(name: str, secret: s
         "https://pa55word@host/x.git",
         "https://user:pa@55word:pa55word@host",
         "curl -H 'Authorization: Bearer pa55word.abcdefghij'",
+        "sent Basic cGE1NXdvcmQ6aHVudGVyMg== and got 200",
         "Authorization: Basic cGE1NXdvcmQ6cGE1NXdvcmQ=",
         "machine host login me password pa55word",
         "DefaultEndpointsProtocol=https;AccountKey=pa55word==;EndpointSuffix=core",
