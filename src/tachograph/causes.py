@@ -149,7 +149,10 @@ def _in_line(sketch: Any) -> Any:
         return sketch
     numbers = {name: v for name, v in sketch.items() if isinstance(v, int | float)}
     rest = {name: v for name, v in sketch.items() if name not in numbers}
-    line = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+    words = [f"{name} {value:.6g}" for name, value in numbers.items()]
+    if counts := rest.pop("values", None):
+        words.append(f"values {json_text(counts)}")
+    line = ", ".join(words)
     return f"{line} ({_digest(json_text(rest))})" if rest else line
 
 
