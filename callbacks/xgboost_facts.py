@@ -23,6 +23,9 @@ FRAMEWORK = f"xgboost {xgboost.__version__}"
 SAMPLE_ROWS = 512
 """So many rows of a matrix, evenly spread, are in the digest of its features."""
 
+MAX_STORED = 2 << 20
+"""Up to so many values a matrix is fingerprinted as a whole, beside the training."""
+
 MAX_HASHED = 16 << 20
 """Of more values than these, as labels, evenly spread ones are in the digest."""
 
@@ -206,6 +209,11 @@ def is_readable(matrix: xgboost.DMatrix, document: Mapping[str, Any]) -> bool:
     return type(matrix) is not xgboost.DMatrix or "digest" in document
 
 
+def is_small(document: Mapping[str, Any]) -> bool:
+    """Whether all of it may be read, which copies it."""
+    return bool(document["stored"] <= MAX_STORED)
+
+
 def matrix_document(matrix: xgboost.DMatrix) -> dict[str, Any]:
     """What a DMatrix holds: shape, features, which fields it has, and digests.
 
@@ -216,7 +224,8 @@ def matrix_document(matrix: xgboost.DMatrix) -> dict[str, Any]:
     document: dict[str, Any] = {
         "kind": qualified_name(type(matrix)),
         "shape": [rows, columns],
-        "nonmissing": matrix.num_nonmissing(),
+        "rows": rows,
+        "stored": matrix.num_nonmissing(),
         "feature_names": matrix.feature_names,
         "feature_types": matrix.feature_types,
     }

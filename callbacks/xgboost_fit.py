@@ -85,7 +85,11 @@ class Fit:
         document = facts.matrix_document(matrix)
         run.log_provenance(f"data.{name}", document)
         on_device = str(self._given.get("device") or "cpu") != "cpu"
-        if compare and not on_device and facts.is_readable(matrix, document):
+        if not compare or on_device or not facts.is_readable(matrix, document):
+            return
+        if facts.is_small(document):
+            run.log_data(matrix, name, role=facts.role(name))
+        else:
             run.compare_rows(matrix, name, role=facts.role(name))
 
     @hook

@@ -103,7 +103,9 @@ def xgboost_matrix(data: Any, _: Inside) -> Document:
         "feature_names": data.feature_names,
         "feature_types": data.feature_types,
         "label": numpy_array(data.get_label()),
-        "weight": numpy_array(data.get_weight()),
+        "weight": _unless_empty(data.get_weight()),
+        "base_margin": _unless_empty(data.get_base_margin()),
+        "groups": max(0, len(data.get_uint_info("group_ptr")) - 1),
     }
     if type(data).__name__ != "DMatrix" or stored * 8 > EXACT_BYTES // 4:
         return document | {"digest": None, "missing": "reading it would copy it"}
@@ -114,6 +116,10 @@ def xgboost_matrix(data: Any, _: Inside) -> Document:
         return document | {"sketch": content["sketch"] | {"missing_values": rows * width - stored}}
     names = data.feature_names or [str(column) for column in range(width)]
     return document | sketches.by_column(names, list(_matrix_columns(stored_values.tocsc())), 0)
+
+
+def _unless_empty(values: Any) -> Document | None:
+    return numpy_array(values) if len(values) else None
 
 
 def _matrix_columns(matrix: Any) -> Iterator[Document]:
