@@ -81,7 +81,9 @@ def _name_and_version(distribution: metadata.Distribution) -> tuple[str | None, 
     try:  # the older egg layout
         found = distribution.metadata
         return name or found["Name"], version or str(found["Version"])
-    except Exception:  # broken: what `importlib_metadata` adds to the path raises where it is loaded
+    except (
+        Exception
+    ):  # broken: what `importlib_metadata` adds to the path raises where it is loaded
         return name, version or ""
 
 
