@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tachograph import registry
 from tachograph.errors import ConfigError, StoreError, StoreNotFound
+from tachograph.identity import derived_id
 from tachograph.records import Row
 from tachograph.redaction import redact_text, redact_value
 from tachograph.values import json_text, plain
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from tachograph.usage import UsageSampler
 
 REPRODUCES_VARIABLE = "TACHOGRAPH_REPRODUCES"
-"""Names the run that the runs of this process are to reproduce."""
+"""Names the run that the runs of this process are to reproduce.
+
+``<run id>/<execution>``, where the execution tells one attempt to reproduce it from the others.
+"""
 
 _AT_ONCE = ("seeds", "argv")
 _LATER = ("packages", "python", "container", "hardware", "numerics", "environment")
@@ -118,12 +122,31 @@ def begin(run: Run, recorder: Recorder) -> Beside:
             run.log_provenance(section, document)
         if seeding := sys.modules.get("tachograph.seeding"):
             seeding.record_seeding(run)
-        if original := os.environ.get(REPRODUCES_VARIABLE):
+        original, execution = _reproduced()
+        if original:
             run.set_tags({"reproduces": original})
-            run.log_provenance("reproduction", {"of": original, "verdict": None})
+            about = {"of": original, "verdict": None, "execution": execution}
+            run.log_provenance("reproduction", about)
         recorder.in_background(lambda: _collect_later(run))
         beside.record_code(found.files)
     return beside
+
+
+def _reproduced() -> tuple[str, str]:
+    original, _, execution = os.environ.get(REPRODUCES_VARIABLE, "").partition("/")
+    return original, execution
+
+
+def own_id(config: Config, run_id: str) -> str:
+    """The id under which to record where a program names one itself.
+
+    A reproduction never goes on with a run that was there before: that is what it is compared
+    with. It gets an id that all processes of the same execution derive.
+    """
+    original, execution = _reproduced()
+    if not original or tagged(config, "reproduces").get(run_id) == original:
+        return run_id
+    return derived_id(execution, run_id) if last_attempt(config, run_id) else run_id
 
 
 def _record_given(run: Run, found: Arguments, now: int) -> None:

@@ -134,7 +134,8 @@ def start_run(
         "hypothesis": hypothesis,
     }
     run.project = row["project"]
-    run.begin({key: value for key, value in row.items() if value is not None}, resumed=resume)
+    resumed = resume and run.run_id == run_id  # a reproduction has an id of its own
+    run.begin({key: value for key, value in row.items() if value is not None}, resumed=resumed)
     if get_recorder(settings).identity.rank == 0:
         _describe(run, tags, params, notes)
     open_runs.add(run)
@@ -188,6 +189,8 @@ def _make_run(
     recorder = get_recorder(config)
     identity = recorder.identity
     parent_id = root_id = parent if isinstance(parent, str) else None
+    if run_id is not None and (by_user or outer is None):
+        run_id = origin.own_id(config, run_id)
     if outer is None and parent_id is None and not identity.launched:
         inherited = os.environ.get(PARENT_VARIABLE)
         own = {run_id, *(run.run_id for run in tuple(open_runs))}  # left there for processes

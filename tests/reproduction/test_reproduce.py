@@ -374,3 +374,56 @@ def test_the_environment_is_made_of_the_recorded_packages(
         document = store.run(verdict.reproduction).provenance["reproduction"]
     assert document["environment"] == "made"
     assert str(made) in document["command"]
+
+
+# ---------------------------------------------------------------------------- which run it is
+
+
+def test_a_run_that_names_its_own_id_is_left_as_it_was(laboratory: Laboratory) -> None:
+    """Its reproduction gets another id, also where it goes on with a run; else both are one."""
+    laboratory.write(
+        "train.py",
+        "import random, sys, tachograph\n"
+        "with tachograph.start_run(run_id='mine', resume='go on' in sys.argv) as run:\n"
+        "    run.log({'x': random.random()}, 1)\n",
+    )
+    laboratory.run("train.py")
+    for arguments in ([], ["go on"]):
+        verdict = laboratory.reproduce("mine", arguments=arguments)
+        assert verdict.verdict == DIFFERENT
+        assert verdict.reproduction != "mine"
+        with tachograph.open(laboratory.url) as store:
+            assert len(store.series("mine", "x", attempts="all")) == 1
+            assert store.run("mine").tags == {}
+            assert store.row(verdict.reproduction)["started_at"] is not None
+
+
+def test_runs_of_workers_are_not_taken_for_the_run_of_the_program(laboratory: Laboratory) -> None:
+    """Though they begin first; and what is printed is no part of the document."""
+    laboratory.write("work.py", "import tachograph\ntachograph.start_run().log({'x': 2.0}, 1)\n")
+    laboratory.write(
+        "train.py",
+        "import subprocess, sys, tachograph\n"
+        "subprocess.run([sys.executable, 'work.py'], check=True)\n"
+        "tachograph.start_run().log({'x': 1.0}, 1)\n",
+    )
+    laboratory.commit()
+    original = laboratory.run("train.py")
+    with tachograph.open(laboratory.url) as store:
+        assert len(store.runs()) == 2
+    assert laboratory.reproduce(original).verdict == EXACT
+
+
+def test_json_is_all_that_is_printed_and_needs_yes(
+    laboratory: Laboratory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without it a command would run that nobody was shown."""
+    laboratory.write("train.py", LOOP + "print('said')")
+    original = laboratory.run("train.py")
+    words = ["reproduce", original, "--here", "--json", "--store", laboratory.url]
+    assert command(words) == 1
+    assert "needs --yes" in capfd.readouterr().err
+    assert command([*words, "--yes"]) == 0
+    output = capfd.readouterr()
+    assert json.loads(output.out)["verdict"] == EXACT
+    assert "said" in output.err

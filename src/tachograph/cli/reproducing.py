@@ -113,6 +113,8 @@ def reproduce(
     """
     if here and python is not None:
         raise QueryError("--here and --python name two environments; give one")
+    if as_json and not yes:
+        raise QueryError("--json shows no command that could be agreed to; it needs --yes")
     wishes = Wishes(
         folder=folder or Path(tempfile.mkdtemp(prefix="tachograph-reproduce-")),
         code=code,
@@ -128,7 +130,8 @@ def reproduce(
             _print_plan(prepared)
     if not yes:
         _ask()
-    verdict = run_again(prepared)
+    # What the program prints is no part of the document.
+    verdict = run_again(prepared, output=sys.__stderr__.fileno() if as_json else None)
     if as_json:
         print_json(verdict.document() | {"run_id": verdict.reproduction})
     else:

@@ -19,6 +19,9 @@ NOT_RESULTS = ("system/", "recording/", "time/")
 AS_THE_BUDGET_ALLOWS = ("gradient_norm", "trees/")
 """Metrics that are recorded at the steps that recording has time for: compared where both are."""
 
+SAME, SAMPLED = "same", "same in a sample"
+"""Of an outcome: every bit was compared, or those of a sample."""
+
 Series = tuple[Part, str, str, int]
 """Part, metric, context (canonical JSON) and rank."""
 
@@ -50,6 +53,11 @@ class Departure:
     second: Any
     norms: tuple[float, float] | None = None
 
+    @property
+    def is_outcome(self) -> bool:
+        """Whether it is what the training made, and no point of a metric."""
+        return isinstance(self.first, str) or isinstance(self.second, str)
+
 
 @dataclass(slots=True)
 class Evidence:
@@ -66,7 +74,7 @@ class Evidence:
     finals : dict
         Series to its last value in each of the two.
     outcomes : dict of str to str
-        Outcome to 'same', 'different', or why it was not compared.
+        Outcome to 'same', 'same in a sample', 'different', or why it was not compared.
     departures : list of Departure
         The first of each series and outcome that differs, in the order of the original.
     """
@@ -81,8 +89,8 @@ class Evidence:
 
     @property
     def is_exact(self) -> bool:
-        """Whether everything that was compared is the same, and something was."""
-        compared = self.points or "same" in self.outcomes.values()
+        """Whether everything that was compared is the same, and something was, in full."""
+        compared = self.points or SAME in self.outcomes.values()
         return bool(compared) and not self.departures and not any(self.only)
 
 
@@ -91,7 +99,7 @@ def gather(store: Store, first: str, second: str) -> Evidence:
     evidence = Evidence()
     places = parts(store, first), parts(store, second)
     timed: list[tuple[int, Departure]] = []
-    for part in places[0].keys() & places[1].keys():
+    for part in (part for part in places[0] if part in places[1]):
         ids = places[0][part], places[1][part]
         timed += _compare_series(evidence, part, _curves(store, ids[0]), _curves(store, ids[1]))
     for side, (own, other) in enumerate((places, places[::-1])):
@@ -118,8 +126,12 @@ def _compare_series(
 ) -> Iterator[tuple[int, Departure]]:
     """The first departure of each series, with the time at which the original was there."""
     for side, (own, other) in enumerate(((first, second), (second, first))):
-        evidence.only[side].extend(_name(part, *key[:2]) for key in own if key not in other)
-    for key in first.keys() & second.keys():
+        evidence.only[side].extend(
+            _name(part, *key[:2])
+            for key in own
+            if key not in other and not key[0].startswith(AS_THE_BUDGET_ALLOWS)
+        )
+    for key in (key for key in first if key in second):
         one, two = first[key], second[key]
         if key[0].startswith(AS_THE_BUDGET_ALLOWS):
             one, two = _at_common_steps(one, two)
@@ -160,11 +172,20 @@ def _departure(
         {name: table[name][place] if place < len(table) else None for name in columns}
         for table in (one, two)
     ]
-    known = rows[0] if rows[0]["time"] is not None else rows[1]
     last = one["time"][-1] if len(one) else 0
     time = rows[0]["time"] if rows[0]["time"] is not None else last
+    known = rows[0] if place < len(one) else rows[1]
+    if place < min(len(one), len(two)) and rows[0]["step"] != rows[1]["step"]:
+        # One of them has no point where the other one, at the earlier step, has.
+        lacks = _later(rows[0]["step"], rows[1]["step"])
+        known, rows[lacks] = rows[1 - lacks], dict.fromkeys(columns)
     values = rows[0]["value"], rows[1]["value"]
     return time, Departure(part, key[0], key[1], known["step"], known["epoch"], *values)
+
+
+def _later(first: int | None, second: int | None) -> int:
+    """Which of two steps comes later; points without a step come last."""
+    return int(first is not None and (second is None or second > first))
 
 
 def _name(part: Part, metric: str = "", context: str = "") -> str:
@@ -186,11 +207,16 @@ def _compare_outcomes(
         documents = [side.get(key, {}) for side in found]
         digests = [document.get("digest") for document in documents]
         label = _name(part, section)
+        samples = [document.get("digest_of") == "sample" for document in documents]
         if None in digests:
             lacks = documents[digests.index(None)]
             evidence.outcomes[label] = str(lacks.get("missing") or "not recorded in both")
+            if part in first and part in second and key not in found[1]:
+                evidence.only[0].append(label)
+        elif samples[0] != samples[1]:
+            evidence.outcomes[label] = "digests of a sample and of the whole"
         elif digests[0] == digests[1]:
-            evidence.outcomes[label] = "same"
+            evidence.outcomes[label] = SAMPLED if samples[0] else SAME
         else:
             evidence.outcomes[label] = "different"
             name, digests = _first_part(section, documents, digests)
@@ -231,6 +257,10 @@ def _outcomes(store: Store, places: Mapping[Part, str]) -> dict[tuple[Part, str]
         )
     )
     return {
-        (part_of[row["run_id"]], row["section"]): json.loads(row["document"] or "{}")
+        (part_of[row["run_id"]], row["section"]): _mapping(json.loads(row["document"] or "{}"))
         for row in found
     }
+
+
+def _mapping(document: Any) -> dict[str, Any]:
+    return document if isinstance(document, dict) else {"missing": "the document is none"}

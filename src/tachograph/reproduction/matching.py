@@ -30,18 +30,31 @@ def reproductions(store: Store, run_id: str | None = None) -> dict[str, dict[str
     return {
         run: document
         for run, document in documents.items()
-        if run_id is None or document.get("of") == run_id
+        if isinstance(document, dict) and run_id in (None, document.get("of"))
     }
 
 
-def counterpart(store: Store, original: str, candidates: Sequence[str]) -> str | None:
-    """Of the runs that a process recorded again, the one that stands for the original.
+def counterpart(
+    store: Store, original: str, candidates: Sequence[str], words: Sequence[str]
+) -> str | None:
+    """Of the runs that a command recorded, the one that stands for the original.
 
-    A process that records one run after another does so in the same order again.
+    A process that records one run after another does so in the same order again. Processes that
+    it starts with other words, such as workers, have runs of their own, unless the words are
+    those of a launcher.
     """
-    rows = _rows(store, candidates)
+    own = [run for run in candidates if _words(store, run) == list(words)]
+    rows = _rows(store, own or candidates)
     place = _earlier(store, original)
     return str(rows[place]["run_id"]) if place < len(rows) else None
+
+
+def _words(store: Store, run_id: str) -> Any:
+    where = [Condition("run_id", "=", run_id), Condition("section", "=", "argv")]
+    for text in store.read(Query("provenance", where, ["document"]))["document"]:
+        document = json.loads(text or "{}")
+        return document.get("original_argv") if isinstance(document, dict) else None
+    return None
 
 
 def _earlier(store: Store, run_id: str) -> int:
@@ -89,15 +102,23 @@ def parts(store: Store, root: str) -> dict[Part, str]:
     rows: dict[str, Row] = {row["run_id"]: row for row in found}
     places: dict[str, Part] = {root: ()}
     taken: Counter[Part] = Counter()
+    used: set[Part] = set()
 
     def place(run_id: str) -> Part:
         if run_id not in places:
             row = rows[run_id]
             above = place(row["parent_id"]) if row["parent_id"] in rows else ()
-            label = row["name"] or row["kind"]
-            taken[(*above, label)] += 1
-            number = taken[(*above, label)]
-            places[run_id] = (*above, label if number == 1 else f"{label} ({number})")
+            label = row["name"] or row["kind"] or "run"
+            number = 0
+            while not number or (*above, _numbered(label, number)) in used:
+                taken[(*above, label)] += 1
+                number = taken[(*above, label)]
+            places[run_id] = (*above, _numbered(label, number))
+            used.add(places[run_id])
         return places[run_id]
 
     return {place(run_id): run_id for run_id in rows}
+
+
+def _numbered(label: str, number: int) -> str:
+    return label if number == 1 else f"{label} ({number})"

@@ -14,6 +14,7 @@ from tachograph import comparison, origin
 from tachograph.errors import StoreError
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
+from tachograph.records import uuid7
 from tachograph.redaction import redact_argv
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
@@ -76,6 +77,8 @@ class Prepared:
     wishes : Wishes
     environment : {'made', 'given'}
     store_url : str
+    execution : str
+        What the runs that the command records are known by.
     """
 
     record: RunRecord
@@ -84,6 +87,7 @@ class Prepared:
     wishes: Wishes
     environment: str
     store_url: str
+    execution: str
 
 
 def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
@@ -107,6 +111,7 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     if not command.words:
         reasons = "; ".join(command.notes) or "its command is not known"
         raise StoreError(f"{record.run_id} cannot be run again: {reasons}")
+    execution = uuid7()
     python = wishes.python or interpreter.python_of(interpreter.environment_folder(documents))
     places = _places(documents, restored.folder, wishes, str(python))
     plan = make_plan(
@@ -120,7 +125,7 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
             "TACHOGRAPH_BACKEND": store.url,
             "TACHOGRAPH_PROJECT": record.row["project"],
             "TACHOGRAPH_DISABLED": None,
-            origin.REPRODUCES_VARIABLE: record.run_id,
+            origin.REPRODUCES_VARIABLE: f"{record.run_id}/{execution}",
         },
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -131,13 +136,13 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     )
     if how == "made":
         plan.notes.extend(f"not installed: {text}" for text in interpreter.left_out(documents))
-    return Prepared(record, plan, restored, wishes, how, store.url)
+    return Prepared(record, plan, restored, wishes, how, store.url, execution)
 
 
-def run_again(prepared: Prepared) -> Verdict:
+def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
     """Run it, wait for its end, compare, and record the verdict with the new run.
 
-    What the program prints goes where this process prints.
+    What the program prints goes where this process prints, or to the file descriptor `output`.
 
     Raises
     ------
@@ -147,12 +152,14 @@ def run_again(prepared: Prepared) -> Verdict:
     if prepared.environment == "made":
         interpreter.make_environment(prepared.record.provenance)
     original, plan = prepared.record.run_id, prepared.plan
+    status = _run(plan, output)
     with open_store(prepared.store_url) as store:
-        before = set(reproductions(store, original))
-    status = _run(plan)
-    with open_store(prepared.store_url) as store:
-        new = [run for run in reproductions(store, original) if run not in before]
-        again = counterpart(store, original, new)
+        new = [
+            run
+            for run, document in reproductions(store, original).items()
+            if document.get("execution") == prepared.execution
+        ]
+        again = counterpart(store, original, new, redact_argv(plan.words))
         if again is None:
             raise StoreError(
                 f"the command ended with status {status} before it had recorded a run like"
@@ -173,9 +180,11 @@ def run_again(prepared: Prepared) -> Verdict:
     return verdict
 
 
-def _run(plan: Plan) -> int:
+def _run(plan: Plan, output: int | None) -> int:
     try:
-        with subprocess.Popen(plan.words, cwd=plan.folder, env=plan.environment) as process:
+        with subprocess.Popen(
+            plan.words, cwd=plan.folder, env=plan.environment, stdout=output
+        ) as process:
             while True:
                 try:
                     return process.wait()

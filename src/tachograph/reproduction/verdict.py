@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tachograph.query import Store
-from tachograph.reproduction.evidence import AS_THE_BUDGET_ALLOWS, Departure, Evidence, Series
+from tachograph.reproduction.evidence import (
+    AS_THE_BUDGET_ALLOWS,
+    SAME,
+    Departure,
+    Evidence,
+    Series,
+)
 from tachograph.reproduction.matching import Part, parts, reproductions
 from tachograph.values import plain
 
@@ -194,7 +200,10 @@ def _decide(
     tolerance: float,
 ) -> tuple[str, str]:
     ends = [store.row(run)["status"] for run in (original, reproduction)]
-    if ends[0] != ends[1] and ends[1] in _FAILURES:
+    if ends[0] == "running":
+        return FAILED, "the original has not ended yet"
+    failed = ends[1] in _FAILURES or ends[0] == "failed"  # who was stopped may have done well
+    if ends[0] != ends[1] and failed:
         return FAILED, f"the reproduction ended as {ends[1]}, the original as {ends[0]}"
     if evidence.is_exact:
         return EXACT, _exactly(evidence)
@@ -206,25 +215,36 @@ def _decide(
     if far:  # what is recorded whenever there is time for it is told last
         worst = min(far, key=lambda final: final.metric.startswith(AS_THE_BUDGET_ALLOWS))
         return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
-    for departure in evidence.departures:
-        if departure.norms and not _is_near(*departure.norms, tolerance):
-            return (
-                DIFFERENT,
-                f"every metric ends near enough, but {departure.metric} is not the same",
-            )
+    if why := _beyond_metrics(evidence, finals, tolerance):
+        return DIFFERENT, why
     return STATISTICAL, _nearly(finals)
 
 
+def _beyond_metrics(evidence: Evidence, finals: Sequence[Final], tolerance: float) -> str | None:
+    """Why runs whose last values are near enough are different all the same."""
+    compared = {(final.part, final.metric, final.context) for final in finals}
+    for departure in evidence.departures:
+        place = (departure.part, departure.metric, departure.context)
+        if not departure.is_outcome and place not in compared:
+            return f"only one of the runs has points of {departure.metric}"
+        if departure.is_outcome and not (evidence.points or departure.norms):
+            return f"{departure.metric} is not the same"
+        if departure.norms and not _is_near(*departure.norms, tolerance):
+            return f"every metric ends near enough, but {departure.metric} is not the same"
+    return None
+
+
 def _exactly(evidence: Evidence) -> str:
-    same = [name for name, state in evidence.outcomes.items() if state == "same"]
+    same = [name for name, state in evidence.outcomes.items() if state == SAME]
+    rest = [f"{name}: {state}" for name, state in evidence.outcomes.items() if state != SAME]
     metrics = "1 metric" if evidence.series == 1 else f"{evidence.series} metrics"
     words = [f"all {evidence.points:,} points of {metrics}"] * bool(evidence.points)
-    return f"{' and '.join([*words, *same])} are the same bit for bit"
+    return "; ".join([f"{' and '.join([*words, *same])} are the same bit for bit", *rest])
 
 
 def _nearly(finals: Sequence[Final]) -> str:
     if not finals:
-        return "every metric is the same bit for bit; what the training made is near, not the same"
+        return "every metric is the same bit for bit; what the training made is not"
     if any(final.spread for final in finals):
         return "every metric ends within the spread of the group's runs, or the tolerance"
     return "every metric ends within the tolerance"
@@ -257,6 +277,8 @@ def _final(
 def _is_near(first: float, second: float, tolerance: float) -> bool:
     if first == second or (math.isnan(first) and math.isnan(second)):
         return True
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return False
     return abs(first - second) <= tolerance * max(abs(first), abs(second))
 
 
@@ -273,17 +295,18 @@ def _group(store: Store, original: str) -> list[str]:
 def _spreads(
     store: Store, group: Sequence[str], keys: Sequence[Series]
 ) -> Mapping[Series, tuple[float, float]]:
-    """Least and greatest last value of each series over the group's runs."""
-    values: dict[Series, list[float]] = {}
+    """Least and greatest last value of each series over the group's runs; numbers alone."""
+    values: dict[Series, dict[str, float]] = {}
     wanted = {key[0] for key in keys}
     for run in group:
         for part, run_id in parts(store, run).items():
             if part in wanted:
                 for row in store.metrics_of(run_id):
                     key = (part, row["name"], row["context"], row["rank"])
-                    values.setdefault(key, []).append(row["last"])
+                    if row["last"] is not None and math.isfinite(row["last"]):
+                        values.setdefault(key, {})[run] = row["last"]  # of the latest attempt
     return {
-        key: (min(values[key]), max(values[key]))
+        key: (min(values[key].values()), max(values[key].values()))
         for key in keys
         if len(values.get(key, ())) >= LEAST_RUNS
     }
