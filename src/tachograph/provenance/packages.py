@@ -78,12 +78,12 @@ def _name_and_version(distribution: metadata.Distribution) -> tuple[str | None, 
             break
     if name and version:
         return name, version
+    # Of a package without metadata the standard library gives nothing, `importlib_metadata`, which
+    # answers once it is loaded, raises.
     try:  # the older egg layout
         found = distribution.metadata
         return name or found["Name"], version or str(found["Version"])
-    except (
-        Exception
-    ):  # broken: what `importlib_metadata` adds to the path raises where it is loaded
+    except Exception:
         return name, version or ""
 
 

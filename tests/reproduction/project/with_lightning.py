@@ -46,7 +46,7 @@ class Net(lightning.LightningModule):
 
 
 trainer = lightning.Trainer(
-    max_epochs=3,
+    max_epochs=6,
     accelerator="cpu",
     logger=False,
     enable_checkpointing=False,
@@ -54,4 +54,4 @@ trainer = lightning.Trainer(
     enable_model_summary=False,
     callbacks=[LightningCallback()],
 )
-trainer.fit(Net(), loader(x, y, 50), loader(x_val, y_val, 1))
+trainer.fit(Net(), loader(x, y, 100), loader(x_val, y_val, 1))
