@@ -207,10 +207,10 @@ def _decide(
         return FAILED, f"the reproduction ended as {ends[1]}, the original as {ends[0]}"
     if evidence.is_exact:
         return EXACT, _exactly(evidence)
-    if not evidence.points and not evidence.outcomes:
-        return FAILED, "the runs have recorded no results that could be compared"
     if only := [name for side in evidence.only for name in side]:
         return DIFFERENT, f"only one of the runs has {only[0]}"
+    if not evidence.points and not evidence.outcomes:
+        return FAILED, "the runs have recorded no results that could be compared"
     far = [final for final in finals if not final.agrees]
     if far:  # what is recorded whenever there is time for it is told last
         worst = min(far, key=lambda final: final.metric.startswith(AS_THE_BUDGET_ALLOWS))
