@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tachograph.run_code import SCRIPT
 from tachograph.runrecord import RunRecord
 from tachograph.sources import Restored, new_folder, restore, write_below
 
+_WORKER = re.compile(r"--multiprocessing-fork|joblib\.externals\.loky\..*")
 _SCRIPT_BYTES = 32 << 20
 
 Documents = Mapping[str, Any]
@@ -206,6 +208,8 @@ def _words(
         return [], ["the program was typed or piped in, and is not to be had again"]
     recorded = argv.get("original_argv")
     words = list(map(str, recorded))[1:] if isinstance(recorded, list) else []
+    if any(_WORKER.fullmatch(word) for word in words):
+        return [], ["it was recorded in a worker that another process had started"]
     entry = _below(top, _mapping(source.get("entry")).get("file"))
     given = str(argv.get("entry") or "")
     if started_by == "script" and entry is not None and given:

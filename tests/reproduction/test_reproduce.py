@@ -427,3 +427,93 @@ def test_json_is_all_that_is_printed_and_needs_yes(
     output = capfd.readouterr()
     assert json.loads(output.out)["verdict"] == EXACT
     assert "said" in output.err
+
+
+# ---------------------------------------------------------------------------- hostile records
+
+
+def _edit(laboratory: Laboratory, run: str, section: str, document: object) -> None:
+    row = {"run_id": run, "section": section, "document": json.dumps(document), "digest": "0"}
+    with tachograph.open(laboratory.url) as store:
+        store.edit({"provenance": [row]})
+
+
+@pytest.mark.parametrize("document", [None, [], "text", {"of": []}])
+def test_documents_of_a_wrong_shape_are_errors(
+    laboratory: Laboratory, document: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or do not matter; no command ends with a traceback."""
+    with tachograph.start_run(config={"backend": laboratory.url}) as run:
+        run.log({"x": 1.0}, 1)
+    sections = ("source", "argv", "packages", "python", "environment", "seeds", "reproduction")
+    for section in sections:
+        _edit(laboratory, run.run_id, section, document)
+        assert command(["reproduce", run.run_id, "--store", laboratory.url]) == 1
+        assert "tachograph: " in capsys.readouterr().err
+
+
+def test_what_is_shown_cannot_be_hidden(
+    laboratory: Laboratory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By letters that move the cursor, or by markup."""
+    laboratory.write("train.py", LOOP.replace("sys.argv[-1]", "3").replace('"loop"', '"[/]"'))
+    original = laboratory.run("train.py", "\x1b[2K\rharmless")
+    assert command(["reproduce", original, "--here", "--store", laboratory.url]) == 1
+    shown = capsys.readouterr().out
+    assert "\x1b[2K" not in shown
+    assert "train.py '\\x1b[2K\\rharmless'" in shown
+    assert "[/]" in shown
+
+
+def test_nothing_is_written_out_of_the_folder(laboratory: Laboratory) -> None:
+    """Not the folder where the run stood, though a link leads there, nor a link to its data."""
+    outside = laboratory.folder / "outside"
+    outside.mkdir()
+    laboratory.write("train.py", "import tachograph\n" + LOOP)
+    (laboratory.project / "out").symlink_to(outside)
+    laboratory.commit()
+    original = laboratory.run("train.py")
+    with tachograph.open(laboratory.url) as store:
+        source = dict(store.run(original).provenance["source"])
+    data = laboratory.write("data.txt", "1")
+    _edit(laboratory, original, "data.x", {"path": str(data)})
+    code = laboratory.folder / "code"
+    code.mkdir()
+    (code / "train.py").write_text(LOOP)
+    assert laboratory.reproduce(original, code=code).verdict == EXACT
+    assert [file.name for file in code.iterdir()] == ["train.py"]
+    _edit(laboratory, original, "source", source | {"working_directory": "project/out/made"})
+    with pytest.raises(StoreError, match="is not there"):
+        laboratory.reproduce(original)
+    empty = laboratory.folder / "empty"
+    empty.mkdir()
+    with pytest.raises(StoreError, match="is not there"):
+        laboratory.reproduce(original, code=empty)
+    assert [*outside.iterdir(), *empty.iterdir()] == []
+
+
+def test_a_run_whose_code_was_not_kept_runs_from_a_folder(laboratory: Laboratory) -> None:
+    """Into a folder that is there and empty, as the command makes one."""
+    laboratory.write("train.py", LOOP)
+    original = laboratory.run("train.py", TACHOGRAPH_RECORD_CODE="allow")
+    folder = laboratory.folder / "new"
+    folder.mkdir()
+    with pytest.raises(StoreError, match="was not kept"):
+        laboratory.reproduce(original)
+    assert laboratory.reproduce(original, code=laboratory.project, folder=folder).verdict == EXACT
+
+
+def test_the_run_of_a_worker_is_not_started_alone(laboratory: Laboratory) -> None:
+    """Python has started it for another process that is gone."""
+    laboratory.write(
+        "train.py",
+        "import multiprocessing, tachograph\n"
+        "def work():\n"
+        "    tachograph.start_run().log({'x': 1.0}, 1)\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=work)\n"
+        "    process.start()\n"
+        "    process.join()\n",
+    )
+    with pytest.raises(StoreError, match="in a worker"):
+        laboratory.reproduce(laboratory.run("train.py"))

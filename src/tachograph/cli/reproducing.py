@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import (
@@ -161,7 +162,7 @@ def _ask() -> None:
 
 def _print_plan(prepared: Prepared) -> None:
     record, plan = prepared.record, prepared.plan
-    name = f" {record.name}" if record.name else ""
+    name = f" {escape(_visible(record.name))}" if record.name else ""
     section(f"Reproducing {short_id(record.run_id)}{name}")
     rows = [("runs", plan.text), ("in", str(plan.folder)), ("with", _environment(prepared))]
     for variable, value in sorted(plan.changed.items()):
@@ -173,7 +174,12 @@ def _print_plan(prepared: Prepared) -> None:
     rows += [("note", note) for note in plan.notes]
     for head, text in rows:
         console().print(f"[dim]{head:<9}[/]", end="")
-        console().print(text, markup=False, soft_wrap=True)
+        console().print(_visible(text), markup=False, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """A text without letters that could hide or move what stands around them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _environment(prepared: Prepared) -> str:
@@ -187,13 +193,13 @@ def _environment(prepared: Prepared) -> str:
 def _print_verdict(verdict: Verdict) -> None:
     section(f"{short_id(verdict.original)} and its reproduction {short_id(verdict.reproduction)}")
     console().print(f"[{_STYLES[verdict.verdict]}]{verdict.verdict}[/]: ", end="")
-    console().print(verdict.reason, markup=False, soft_wrap=True)
+    console().print(_visible(verdict.reason), markup=False, soft_wrap=True)
     if verdict.departure is not None:
         console().print("[dim]first apart [/]", end="")
-        console().print(_departure(verdict.departure), markup=False, soft_wrap=True)
+        console().print(_visible(_departure(verdict.departure)), markup=False, soft_wrap=True)
     if verdict.verdict != EXACT:
         console().print("[dim]first cause[/] ", end="")
-        console().print(_cause(verdict), markup=False, soft_wrap=True)
+        console().print(_visible(_cause(verdict)), markup=False, soft_wrap=True)
     _print_finals(verdict)
     _print_changes(verdict)
 
@@ -236,7 +242,7 @@ def _print_finals(verdict: Verdict) -> None:
     section("Last values of what is not the same throughout")
     rows = [
         {
-            "metric": _label(final.part, final.metric, final.context),
+            "metric": _visible(_label(final.part, final.metric, final.context)),
             "original": final.first,
             "reproduction": final.second,
             "spread": "" if final.spread is None else " to ".join(map(shown, final.spread)),
@@ -254,9 +260,9 @@ def _print_changes(verdict: Verdict) -> None:
     rows = [
         {
             "area": change.area,
-            "path": change.path,
-            "original": _value(change.first),
-            "reproduction": _value(change.second),
+            "path": _visible(change.path),
+            "original": _visible(_value(change.first)),
+            "reproduction": _visible(_value(change.second)),
         }
         for change in verdict.changes[:_SHOWN]
     ]

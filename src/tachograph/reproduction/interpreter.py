@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tachograph.sources import new_folder
 Documents = Mapping[str, Any]
 
 _READY = "tachograph-ready"
+_VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9+]*")
 
 
 def environment_folder(documents: Documents) -> Path:
@@ -108,7 +110,9 @@ def _asked(version: str) -> list[str]:
 
 
 def _version(documents: Documents) -> str:
-    return str(documents.get("python", {}).get("version") or "")
+    """The recorded version of Python; no path, for uv would start what it names."""
+    version = str(documents.get("python", {}).get("version") or "")
+    return version if _VERSION.fullmatch(version) else ""
 
 
 def _recorder() -> str:

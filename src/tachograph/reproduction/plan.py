@@ -96,6 +96,7 @@ def make_plan(
         own = [_argument(word, stood, places) for word in own]
     if launcher := _launcher(documents, notes):
         program = _without_options(program)
+    program = [places.now(word) for word in program]
     words = [*launcher, *program, *(own if arguments is None else arguments)]
     changed, missing = _variables(documents, command, words, places)
     changed |= variables or {}
@@ -129,7 +130,7 @@ def _argument(word: str, stood: str, places: Places) -> str:
     if os.path.isabs(word) or not stood:
         return places.now(word)
     if places.has(path):
-        return word if places.has(stood) else places.now(path)
+        return places.now(word if places.has(stood) else path)
     leads_out = os.sep in word or not places.has(stood)
     return path if leads_out and os.path.exists(path) else places.now(word)
 
@@ -160,10 +161,13 @@ def _variables(
     documents: Documents, command: Command, words: Sequence[str], places: Places
 ) -> tuple[dict[str, str | None], list[str]]:
     """Variables that make the environment what it was, and names of what cannot be had again."""
-    recorded = dict(documents.get("environment", {}).get("variables", {}))
+    known = documents.get("environment", {}).get("variables")
+    recorded = dict(known or {})
     if documents.get("seeds", {}).get("hash_randomization"):
         recorded.pop("PYTHONHASHSEED", None)  # set by the program itself, too late for its own hash
     now = redact_environment(dict(os.environ))
+    if known is None:
+        now = {}  # what was set then is not known, so what is set now stays
     changed: dict[str, str | None] = {
         name: None for name in now if name not in recorded and not _OF_THE_PLACE.fullmatch(name)
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tachograph import comparison, origin
-from tachograph.errors import StoreError
+from tachograph.errors import StoreError, TachographError
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
 from tachograph.records import uuid7
@@ -25,7 +26,7 @@ from tachograph.reproduction.plan import Plan, make_plan
 from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
 from tachograph.restoring import command_of, restore_run
 from tachograph.runrecord import RunRecord
-from tachograph.sources import Restored
+from tachograph.sources import Restored, new_folder
 
 Documents = Mapping[str, Any]
 
@@ -105,6 +106,23 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     record = store.run(run)
     if record.row["root_id"] not in (None, record.run_id):
         record = store.run(str(record.row["root_id"]))
+    with _readable(record.run_id):
+        return _prepare(store, record, wishes)
+
+
+@contextlib.contextmanager
+def _readable(run_id: str) -> Iterator[None]:
+    """Documents may have been made by anyone: what cannot be worked with is an error of them."""
+    try:
+        yield
+    except TachographError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise StoreError(f"the record of {run_id} cannot be worked with: {what}") from error
+
+
+def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
     documents = record.provenance
     restored = _restore(store, record, wishes)
     command = command_of(documents, restored)
@@ -128,8 +146,12 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
             origin.REPRODUCES_VARIABLE: f"{record.run_id}/{execution}",
         },
     )
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    plan.notes.extend(_link(documents, places, wishes.link))
+    _make_folder(plan.folder, restored.folder)
+    plan.notes.extend(_link(documents, places, wishes.link, restored.folder))
+    if wishes.arguments is None:
+        plan.notes.extend(_not_there(documents, places))
+    if len(record.attempts) > 1:
+        plan.notes.append("the run was resumed; this is the command of its last attempt")
     how = "made" if wishes.python is None else "given"
     plan.notes.extend(
         f"not in the code that was kept: {text}" for text in _lacks(documents, restored)
@@ -165,7 +187,8 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
                 f"the command ended with status {status} before it had recorded a run like"
                 f" {original}; it ran in {plan.folder}"
             )
-        verdict = _compare(store, original, again, prepared)
+        with _readable(original):
+            verdict = _compare(store, original, again, prepared)
         about = {
             "command": shlex.join(redact_argv(plan.words)),
             "folder": str(plan.folder),
@@ -210,10 +233,9 @@ def _restore(store: Store, record: RunRecord, wishes: Wishes) -> Restored:
     try:
         restored = restore_run(store, record, wishes.folder)
     except StoreError:
-        if wishes.code is None or wishes.folder.exists():
+        if wishes.code is None:
             raise
-        wishes.folder.mkdir(parents=True)
-        restored = Restored(wishes.folder, [], [], {}, {})
+        restored = Restored(new_folder(wishes.folder), [], [], {}, {})
     if wishes.code is not None:
         _put_in_place(wishes.code.resolve(), restored.folder / MAIN)
     return restored
@@ -256,7 +278,32 @@ def _places(documents: Documents, folder: Path, wishes: Wishes, python: str) -> 
     return Places(pairs)
 
 
-def _link(documents: Documents, places: Places, wanted: Sequence[str]) -> list[str]:
+def _make_folder(folder: Path, top: Path) -> None:
+    """Make the folder where the run stood; StoreError where a link leads out of the top."""
+    if folder.is_dir():
+        return
+    if not _is_below(folder, top):
+        raise StoreError(f"the run stood in {folder}, and {os.path.realpath(folder)} is not there")
+    folder.mkdir(parents=True)
+
+
+def _is_below(path: Path, top: Path) -> bool:
+    """Whether a path is in the restored folder, wherever links lead."""
+    real = os.path.realpath(top)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
+def _not_there(documents: Documents, places: Places) -> Iterator[str]:
+    """Arguments that name files of the project that were not kept."""
+    argv = documents.get("argv", {})
+    for word in list(argv.get("argv") or [])[1:]:
+        value = word.partition("=")[2] if word.startswith("-") and "=" in word else word
+        path = os.path.normpath(os.path.join(str(argv.get("working_directory") or ""), value))
+        if places.has(path) and os.path.exists(path) and not os.path.exists(places.now(path)):
+            yield f"the argument {value} names what was not kept; --link reaches it: {path}"
+
+
+def _link(documents: Documents, places: Places, wanted: Sequence[str], top: Path) -> list[str]:
     """Make data that was left in the original project reachable from the restored one."""
     root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
     asked = [os.path.normpath(os.path.join(root, path)) for path in wanted]
@@ -267,7 +314,11 @@ def _link(documents: Documents, places: Places, wanted: Sequence[str]) -> list[s
     notes = []
     for path in dict.fromkeys([*asked, *known]):
         here = Path(places.now(path))
-        if not here.exists() and not here.is_symlink():
+        if here.exists() or here.is_symlink():
+            continue
+        if not _is_below(here.parent, top):
+            notes.append(f"not linked to from outside of {top}: {path}")
+        else:
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(path)
             notes.append(f"data from where it lay: {path}")
