@@ -35,6 +35,7 @@ from tachograph.reproduction.verdict import (
 )
 
 _STYLES = {EXACT: "bold green", STATISTICAL: "bold cyan", DIFFERENT: "bold red", FAILED: "bold red"}
+_STDERR = 2  # the file descriptor
 _SHOWN = 12  # changes
 _LONGEST = 40  # letters of a value
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
@@ -132,7 +133,7 @@ def reproduce(
     if not yes:
         _ask()
     # What the program prints is no part of the document.
-    verdict = run_again(prepared, output=sys.__stderr__.fileno() if as_json else None)
+    verdict = run_again(prepared, output=_STDERR if as_json else None)
     if as_json:
         print_json(verdict.document() | {"run_id": verdict.reproduction})
     else:
