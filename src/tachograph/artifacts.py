@@ -6,9 +6,11 @@ reference is hashed beside the training.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mimetypes
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -143,9 +145,23 @@ def digest_of(file: Path) -> str:
 # ---------------------------------------------------------------------------- made from values
 
 
+@contextlib.contextmanager
+def _folder_for_now() -> Iterator[str]:
+    """A temporary folder.
+
+    One of `TemporaryDirectory` is gone as soon as the process begins to end, while the recorder
+    may still write into it.
+    """
+    folder = tempfile.mkdtemp()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def log_content(run: Facts, name: str, content: bytes, *, kind: str) -> None:
     """Keep bytes as a file of that name."""
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder_for_now() as folder:
         file = Path(folder, Path(name).name)
         file.write_bytes(content)
         _copy(run, file, name, kind, None, lasting=False)
@@ -153,7 +169,7 @@ def log_content(run: Facts, name: str, content: bytes, *, kind: str) -> None:
 
 def log_table(run: Facts, name: str, table: Any, *, step: int | None) -> None:
     """Keep rows as JSON Lines, which DuckDB, pandas and Polars read."""
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder_for_now() as folder:
         file = Path(folder, "table.jsonl")
         with open(file, "w", encoding="utf-8") as stream:
             for row in _rows_of(table):
@@ -167,7 +183,7 @@ def log_image(run: Facts, name: str, image: Any, *, step: int | None) -> None:
         file = Path(image)
         _copy(run, file, _label(name, step, file.suffix), "image", step)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder_for_now() as folder:
         file = Path(folder, "image.png")
         _as_pillow(image).save(file)
         _copy(run, file, _label(name, step, ".png"), "image", step, lasting=False)
@@ -175,7 +191,7 @@ def log_image(run: Facts, name: str, image: Any, *, step: int | None) -> None:
 
 def log_figure(run: Facts, name: str, figure: Any, *, step: int | None) -> None:
     """Keep a figure of Matplotlib as PNG, of Plotly as HTML."""
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder_for_now() as folder:
         if hasattr(figure, "savefig"):
             file = Path(folder, "figure.png")
             figure.savefig(file)

@@ -517,3 +517,24 @@ def test_the_run_of_a_worker_is_not_started_alone(laboratory: Laboratory) -> Non
     )
     with pytest.raises(StoreError, match="in a worker"):
         laboratory.reproduce(laboratory.run("train.py"))
+
+
+def test_code_is_kept_though_the_process_ends_meanwhile(laboratory: Laboratory) -> None:
+    """The archive is written by a thread, and temporary folders of Python are gone at once."""
+    laboratory.write(
+        "train.py",
+        "import tempfile, threading, time, tachograph\n"
+        "from tachograph import artifacts\n"
+        "copy, begun = artifacts._copy, threading.Event()\n"
+        "def slowly(*given, **more):\n"
+        "    begun.set()\n"
+        "    time.sleep(0.5)\n"
+        "    copy(*given, **more)\n"
+        "artifacts._copy = slowly\n"
+        "tachograph.start_run().log({'x': 1.0}, 1)\n"
+        "tempfile.TemporaryDirectory().cleanup()  # what it does at the end is done first\n"
+        "begun.wait(60)\n",
+    )
+    original = laboratory.run("train.py")
+    with tachograph.open(laboratory.url) as store:
+        assert list(store.run(original).artifacts["path"]) == ["source.tar.gz"]
