@@ -162,3 +162,22 @@ def test_runs_without_results_are_not_the_same(judged: Judge) -> None:
     assert judged(points(1.0), nothing).verdict == DIFFERENT
     test: Record = lambda run: run.log({"x": 1.0}, 0, context={"phase": "test"})  # noqa: E731
     assert judged(points(1.0), test).verdict == DIFFERENT
+
+
+def test_parts_that_end_otherwise_are_different(judged: Judge) -> None:
+    """A trial that was pruned has not finished, whatever it recorded."""
+
+    def trial(status: str) -> Record:
+        def write(run: Run) -> None:
+            part = run.child("trial", "trial")
+            part.log({"x": 1.0}, 0)
+            part.finish(status)
+
+        return write
+
+    assert judged(trial("pruned"), trial("pruned")).verdict == EXACT
+    verdict = judged(trial("pruned"), trial("finished"))
+    assert (verdict.verdict, verdict.reason) == (
+        DIFFERENT,
+        "trial ended as finished, not as pruned",
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +24,7 @@ from tachograph.cli.render import (
     short_id,
     shown,
 )
-from tachograph.errors import QueryError
+from tachograph.errors import QueryError, TachographError
 from tachograph.reproduction.evidence import Departure
 from tachograph.reproduction.reproduce import Prepared, Wishes, prepare, run_again
 from tachograph.reproduction.verdict import (
@@ -127,7 +129,8 @@ def reproduce(
         tolerance=tolerance,
     )
     with open_for_reading(store) as opened:
-        prepared = prepare(opened, run, wishes)
+        with _tidied(wishes.folder):
+            prepared = prepare(opened, run, wishes)
         if not as_json:
             _print_plan(prepared)
     if not yes:
@@ -140,6 +143,17 @@ def reproduce(
         _print_verdict(verdict)
     if verdict.verdict not in (EXACT, STATISTICAL):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Without an empty folder where nothing comes of it."""
+    try:
+        yield
+    except TachographError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _variables(given: list[str]) -> dict[str, str | None]:

@@ -77,6 +77,8 @@ class Evidence:
         Outcome to 'same', 'same in a sample', 'different', or why it was not compared.
     departures : list of Departure
         The first of each series and outcome that differs, in the order of the original.
+    ends : list of str
+        Parts that have ended otherwise, such as a trial that was pruned, with how.
     """
 
     series: int = 0
@@ -86,12 +88,13 @@ class Evidence:
     finals: dict[Series, tuple[float, float]] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
     departures: list[Departure] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
 
     @property
     def is_exact(self) -> bool:
         """Whether everything that was compared is the same, and something was, in full."""
         compared = self.points or SAME in self.outcomes.values()
-        return bool(compared) and not self.departures and not any(self.only)
+        return bool(compared) and not (self.departures or any(self.only) or self.ends)
 
 
 def gather(store: Store, first: str, second: str) -> Evidence:
@@ -104,10 +107,24 @@ def gather(store: Store, first: str, second: str) -> Evidence:
         timed += _compare_series(evidence, part, _curves(store, ids[0]), _curves(store, ids[1]))
     for side, (own, other) in enumerate((places, places[::-1])):
         evidence.only[side].extend(_name(part) for part in own if part not in other)
+    evidence.ends += _other_ends(store, *places)
     timed.sort(key=lambda found: (found[0], found[1].step or 0))
     evidence.departures = [departure for _, departure in timed]
     evidence.departures += _compare_outcomes(evidence, store, *places)
     return evidence
+
+
+def _other_ends(
+    store: Store, first: Mapping[Part, str], second: Mapping[Part, str]
+) -> Iterator[str]:
+    """Of the parts; the runs themselves are looked at where the verdict is made."""
+    where = [Condition("run_id", "in", sorted({*first.values(), *second.values()}))]
+    found = store.read(Query("runs", where, ["run_id", "status"]))
+    status = dict(zip(found["run_id"], found["status"], strict=True))
+    for part in (part for part in first if part and part in second):
+        ends = status[first[part]], status[second[part]]
+        if ends[0] != ends[1] and ends[0] != "running":  # which is all that is known of a lost one
+            yield f"{_name(part)} ended as {ends[1]}, not as {ends[0]}"
 
 
 # ---------------------------------------------------------------------------- points

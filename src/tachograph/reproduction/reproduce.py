@@ -213,8 +213,8 @@ def _run(plan: Plan, output: int | None) -> int:
                     return process.wait()
                 except KeyboardInterrupt:  # the program has got it too, and ends its run
                     continue
-    except OSError as error:
-        raise StoreError(f"{plan.words[0]} cannot be started: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # of words and variables that no process can have
+        raise StoreError(f"{plan.words[0]} cannot be started: {error}") from error
 
 
 def _compare(store: Store, original: str, again: str, prepared: Prepared) -> Verdict:

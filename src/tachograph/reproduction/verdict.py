@@ -209,6 +209,8 @@ def _decide(
         return EXACT, _exactly(evidence)
     if only := [name for side in evidence.only for name in side]:
         return DIFFERENT, f"only one of the runs has {only[0]}"
+    if evidence.ends:
+        return DIFFERENT, evidence.ends[0]
     if not evidence.points and not evidence.outcomes:
         return FAILED, "the runs have recorded no results that could be compared"
     far = [final for final in finals if not final.agrees]
@@ -238,7 +240,8 @@ def _exactly(evidence: Evidence) -> str:
     same = [name for name, state in evidence.outcomes.items() if state == SAME]
     rest = [f"{name}: {state}" for name, state in evidence.outcomes.items() if state != SAME]
     metrics = "1 metric" if evidence.series == 1 else f"{evidence.series} metrics"
-    words = [f"all {evidence.points:,} points of {metrics}"] * bool(evidence.points)
+    count = "the point" if evidence.points == 1 else f"all {evidence.points:,} points"
+    words = [f"{count} of {metrics}"] * bool(evidence.points)
     return "; ".join([f"{' and '.join([*words, *same])} are the same bit for bit", *rest])
 
 
