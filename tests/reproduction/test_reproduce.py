@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -538,3 +539,11 @@ def test_code_is_kept_though_the_process_ends_meanwhile(laboratory: Laboratory) 
     original = laboratory.run("train.py")
     with tachograph.open(laboratory.url) as store:
         assert list(store.run(original).artifacts["path"]) == ["source.tar.gz"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
+def test_names_that_are_no_text_are_found_again(laboratory: Laboratory) -> None:
+    """Of the script, and in its arguments."""
+    name = os.fsdecode(b"tr\xfe.py")
+    laboratory.write(name, LOOP.replace("sys.argv[-1]", "len(sys.argv[-1])"))
+    assert laboratory.reproduce(laboratory.run(name, os.fsdecode(b"\xfd"))).verdict == EXACT

@@ -46,12 +46,22 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
 
 def points(*values: float, name: str = "x", start: int = 0) -> Record:
     """Records a metric from a step on."""
-    return lambda run: [run.log({name: v}, n) for n, v in enumerate(values, start)] and None
+
+    def write(run: Run) -> None:
+        for step, value in enumerate(values, start):
+            run.log({name: value}, step)
+
+    return write
 
 
 def together(*records: Record) -> Record:
     """Records one after the other."""
-    return lambda run: [record(run) for record in records] and None
+
+    def write(run: Run) -> None:
+        for record in records:
+            record(run)
+
+    return write
 
 
 INF, NAN = float("inf"), float("nan")

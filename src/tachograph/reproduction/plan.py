@@ -25,6 +25,8 @@ _OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it co
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|LD_(PRELOAD|LIBRARY_PATH)|DYLD_.*"
 )
 
+_NO_TEXT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+
 Documents = Mapping[str, Any]
 
 
@@ -97,7 +99,8 @@ def make_plan(
     if launcher := _launcher(documents, notes):
         program = _without_options(program)
     program = [places.now(word) for word in program]
-    words = [*launcher, *program, *(own if arguments is None else arguments)]
+    given = [_as_given(word) for word in own] if arguments is None else arguments
+    words = [*launcher, *map(_as_given, program), *given]
     changed, missing = _variables(documents, command, words, places)
     changed |= variables or {}
     notes += [f"the variable {name} held a secret; set it" for name in missing]
@@ -133,6 +136,11 @@ def _argument(word: str, stood: str, places: Places) -> str:
         return places.now(word if places.has(stood) else path)
     leads_out = os.sep in word or not places.has(stood)
     return path if leads_out and os.path.exists(path) else places.now(word)
+
+
+def _as_given(word: str) -> str:
+    """A word with the bytes that are no text, which the record has as escapes."""
+    return _NO_TEXT.sub(lambda found: chr(int(found[1], 16)), word)
 
 
 def _without_options(program: Sequence[str]) -> list[str]:

@@ -242,7 +242,8 @@ def _exactly(evidence: Evidence) -> str:
     metrics = "1 metric" if evidence.series == 1 else f"{evidence.series} metrics"
     count = "the point" if evidence.points == 1 else f"all {evidence.points:,} points"
     words = [f"{count} of {metrics}"] * bool(evidence.points)
-    return "; ".join([f"{' and '.join([*words, *same])} are the same bit for bit", *rest])
+    are = "are" if evidence.points > 1 or len([*words, *same]) > 1 else "is"
+    return "; ".join([f"{' and '.join([*words, *same])} {are} the same bit for bit", *rest])
 
 
 def _nearly(finals: Sequence[Final]) -> str:
