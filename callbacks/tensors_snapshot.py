@@ -7,6 +7,7 @@ of torch by what they can do.
 from __future__ import annotations
 
 import importlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,10 +66,14 @@ def save(run: Run, tensors: Mapping[str, Any], kind: str, step: int) -> float:
     def write() -> None:
         global _waiting
         try:
-            with tempfile.TemporaryDirectory(prefix="tachograph-") as folder:
+            # A TemporaryDirectory is gone as soon as the process begins to end, too early for this.
+            folder = tempfile.mkdtemp(prefix="tachograph-")
+            try:
                 file = Path(folder, f"{step}.safetensors")
                 library.save_file(copies, file, metadata={"run_id": run.run_id, "step": str(step)})
                 run.log_artifact(file, f"{kind}/{file.name}", kind="snapshot", step=step)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             _waiting -= size
 
