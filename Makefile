@@ -14,10 +14,10 @@ demo: $(VENV)/demo ## record five trainings and look at them
 	$(BIN)/tachograph demo
 
 test: $(VENV)/test ## run all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 fast: $(VENV)/test ## run the tests that take under a few seconds
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tachograph.provenance import versioned_files
@@ -175,6 +175,7 @@ ITEM = st.fixed_dictionaries(
 )
 
 
+@example([{"path": "\x85    "}], None, None, False, 80)
 @settings(max_examples=80, deadline=None)
 @given(st.lists(ITEM, max_size=3), OTHER, OTHER, st.booleans(), st.sampled_from([20, 80, 10_000]))
 def test_outputs_are_what_yaml_says_or_left_out(

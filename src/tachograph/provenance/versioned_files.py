@@ -207,7 +207,7 @@ def _line(content: str, indent: int) -> _Line:
         rest = content[2:].lstrip(" ")
         indent, content = indent + len(content) - len(rest), rest
     pair = _KEY.fullmatch(content)
-    if pair is None:
+    if pair is None or any(letter.isspace() and letter != " " for letter in content):
         return _Line(dash, indent if dash is None else dash, "", _NO_VALUE)
     return _Line(dash, indent, pair["name"], pair["value"] or "")
 
