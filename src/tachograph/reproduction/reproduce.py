@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from tachograph.redaction import redact_argv
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
 from tachograph.reproduction.evidence import gather
+from tachograph.reproduction.files import link_data, make_folder, not_there
 from tachograph.reproduction.matching import SECTION, counterpart, reproductions
 from tachograph.reproduction.places import Places
 from tachograph.reproduction.plan import Plan, make_plan
@@ -146,10 +146,10 @@ def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
             origin.REPRODUCES_VARIABLE: f"{record.run_id}/{execution}",
         },
     )
-    _make_folder(plan.folder, restored.folder)
-    plan.notes.extend(_link(documents, places, wishes.link, restored.folder))
+    make_folder(plan.folder, restored.folder)
+    plan.notes.extend(link_data(documents, places, wishes.link, restored.folder))
     if wishes.arguments is None:
-        plan.notes.extend(_not_there(documents, places))
+        plan.notes.extend(not_there(documents, places))
     if len(record.attempts) > 1:
         plan.notes.append("the run was resumed; this is the command of its last attempt")
     how = "made" if wishes.python is None else "given"
@@ -276,69 +276,3 @@ def _places(documents: Documents, folder: Path, wishes: Wishes, python: str) -> 
     if prefix and prefix not in _SHARED_PREFIXES:
         pairs.append((prefix, str(Path(python).absolute().parent.parent)))
     return Places(pairs)
-
-
-def _make_folder(folder: Path, top: Path) -> None:
-    """Make the folder where the run stood; StoreError where a link leads out of the top."""
-    if folder.is_dir():
-        return
-    if not _is_below(folder, top):
-        raise StoreError(f"the run stood in {folder}, and {os.path.realpath(folder)} is not there")
-    folder.mkdir(parents=True)
-
-
-def _is_below(path: Path, top: Path) -> bool:
-    """Whether a path is in the restored folder, wherever links lead."""
-    real = os.path.realpath(top)
-    return os.path.commonpath([real, os.path.realpath(path)]) == real
-
-
-def _not_there(documents: Documents, places: Places) -> Iterator[str]:
-    """Arguments that name files of the project that were not kept."""
-    argv = documents.get("argv", {})
-    for word in list(argv.get("argv") or [])[1:]:
-        value = word.partition("=")[2] if word.startswith("-") and "=" in word else word
-        path = os.path.normpath(os.path.join(str(argv.get("working_directory") or ""), value))
-        if places.has(path) and os.path.exists(path) and not os.path.exists(places.now(path)):
-            yield f"the argument {value} names what was not kept; --link reaches it: {path}"
-
-
-def _link(documents: Documents, places: Places, wanted: Sequence[str], top: Path) -> list[str]:
-    """Make data that was left in the original project reachable from the restored one."""
-    root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
-    asked = [os.path.normpath(os.path.join(root, path)) for path in wanted]
-    for path in asked:
-        if not (places.has(path) and os.path.exists(path)):
-            raise StoreError(f"--link {path}: there is no such file in the project of the run")
-    known = [path for path in _data_paths(documents) if places.has(path) and os.path.exists(path)]
-    notes = []
-    for path in dict.fromkeys([*asked, *known]):
-        here = Path(places.now(path))
-        if here.exists() or here.is_symlink():
-            continue
-        if not _is_below(here.parent, top):
-            notes.append(f"not linked to from outside of {top}: {path}")
-        else:
-            here.parent.mkdir(parents=True, exist_ok=True)
-            here.symlink_to(path)
-            notes.append(f"data from where it lay: {path}")
-    return notes
-
-
-def _data_paths(documents: Documents) -> list[str]:
-    """Files and folders that were recorded as data."""
-    stood = str(documents.get("argv", {}).get("working_directory") or "")
-    found: list[str] = []
-
-    def look(value: Any) -> None:
-        if isinstance(value, Mapping):
-            path = value.get("path")
-            if isinstance(path, str) and (stood or os.path.isabs(path)):
-                found.append(os.path.normpath(os.path.join(stood, path)))
-            for item in value.values():
-                look(item)
-
-    for section, document in documents.items():
-        if section.startswith("data."):
-            look(document)
-    return found
