@@ -462,7 +462,7 @@ def test_doctor_looks_at_the_server(
     assert "the token 'admin', from TACHOGRAPH_TOKEN, has the right to admin" in answer.out
     assert "clock" not in answer.out
     monkeypatch.setattr("tachograph.doctor.now_us", lambda: now_us() + 60_000_000)
-    assert re.search(r"is (59|60|61) s behind that of this machine", call("doctor", "-s", url).out)
+    assert re.search(r"is (5|6)\d s behind that of this machine", call("doctor", "-s", url).out)
     monkeypatch.setenv("TACHOGRAPH_TOKEN", "tacho_" + "x" * 40)
     refused = call("doctor", "--store", url, "--json")
     assert refused.status == 1
