@@ -19,8 +19,8 @@ from tachograph.reproduction.verdict import DIFFERENT, EXACT, Change, Verdict
 FRAMEWORKS = ("xgboost", "sklearn", "optuna", "lightning", "keras")
 CHOSEN = {
     "optuna": ("code", "data", "seed", "package", "threads"),
-    "xgboost": ("code", "seed"),
-    "sklearn": ("data", "package"),
+    "xgboost": ("seed",),
+    "sklearn": ("data",),
     "lightning": ("threads",),
     "keras": (),
 }

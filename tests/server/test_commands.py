@@ -433,10 +433,11 @@ def test_a_server_that_fails_is_tried_once_for_all_journals(tmp_path: Path) -> N
 
 
 def test_errors_are_one_line_and_say_what_to_do(
-    place: Place, call: Call, monkeypatch: pytest.MonkeyPatch
+    place: Place, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No token, another one, no server."""
     url = place.server.url
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # no journals that wait for the server
     monkeypatch.setenv("TACHOGRAPH_TOKEN", "")
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
     for token, said in (("", "a token is needed"), ("tacho_" + "x" * 40, "this token is unknown")):
