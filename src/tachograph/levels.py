@@ -25,6 +25,7 @@ from tachograph.levels_pieces import (
 from tachograph.levels_seeds import seeds
 from tachograph.lookup import family_of
 from tachograph.query import Store
+from tachograph.reproduction.matching import reproductions
 from tachograph.runrecord import RunRecord
 
 LEVELS = ("exact", "statistical", "methodological", "conceptual")
@@ -78,7 +79,9 @@ class Reproducibility:
         return tuple(finding for finding in self.findings if finding.limits_to is not None)
 
 
-def assess(record: RunRecord, store: Store) -> Reproducibility:
+def assess(
+    record: RunRecord, store: Store, documents: Mapping[str, Any] | None = None
+) -> Reproducibility:
     """How far a run can be reproduced, with the reproductions of it that are in its store.
 
     Parameters
@@ -87,8 +90,10 @@ def assess(record: RunRecord, store: Store) -> Reproducibility:
     store : Store
         Where the run is; one more question is asked, and a second where only parts of the run
         know its data.
+    documents : mapping, optional
+        What `documents_of` gives, where it is known.
     """
-    documents = documents_of(record, store)
+    documents = documents_of(record, store) if documents is None else documents
     framework = str(record.row["framework"] or "")
     verdicts = _verdicts(store, record.run_id)
     return reproducibility(documents, record.params, framework=framework, verdicts=verdicts)
@@ -177,18 +182,8 @@ def _contradictions(verdicts: tuple[Verdict, ...]) -> list[Finding]:
 
 def _verdicts(store: Store, run_id: str) -> tuple[Verdict, ...]:
     """What reproductions of a run have shown, in the order of their ids."""
-    where = [
-        Condition("section", "=", "reproduction"),
-        Condition("document", "like", f"%{run_id}%"),
-    ]
-    columns = ("run_id", "document")
-    found = store.read(Query("provenance", where, columns, ["run_id"], _REPRODUCTIONS))
-    documents = [json.loads(text or "null") for text in found["document"]]
-    return tuple(
-        Verdict(str(document.get("verdict")), reproduction)
-        for reproduction, document in zip(found["run_id"], documents, strict=True)
-        if isinstance(document, Mapping) and document.get("of") == run_id
-    )
+    found = reproductions(store, run_id, _REPRODUCTIONS)
+    return tuple(Verdict(str(one.get("verdict")), run) for run, one in found.items())
 
 
 def _data_of_parts(record: RunRecord, store: Store) -> dict[str, Any]:

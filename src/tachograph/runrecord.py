@@ -49,10 +49,14 @@ class RunRecord:
         return None if name is None else str(name)
 
     @functools.cached_property
+    def given(self) -> Table:
+        """Parameters with where they come from: path, value, source."""
+        return self._store.params(self.run_id)
+
+    @property
     def params(self) -> dict[str, Any]:
         """Dotted path to value."""
-        found = self._store.params(self.run_id)
-        return dict(zip(found["path"], found["value"], strict=True))
+        return dict(zip(self.given["path"], self.given["value"], strict=True))
 
     @functools.cached_property
     def tags(self) -> dict[str, str | None]:

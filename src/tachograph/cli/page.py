@@ -61,7 +61,7 @@ def print_page(store: Store, record: RunRecord) -> None:
     tensors.print_section(store, record)
     _children(record)
     _events(record)
-    _params(store, record)
+    _params(record)
     _artifacts(record)
     _cost(record)
     _origin(store, record)
@@ -145,8 +145,8 @@ def cost_line(known: Mapping[str, float | None]) -> str:
     return f"took {', '.join(parts)}; {lost}{late}"
 
 
-def _params(store: Store, record: RunRecord) -> None:
-    params = list(store.params(record.run_id))
+def _params(record: RunRecord) -> None:
+    params = list(record.given)
     given = [row for row in params if row["source"] != "default"]
     if not params:
         return

@@ -123,7 +123,8 @@ def show(
     with open_for_reading(store) as opened:
         record = opened.run(run)
         if provenance:
-            facts = (record, documents_of(record, opened), assess(record, opened))
+            documents = documents_of(record, opened)
+            facts = (record, documents, assess(record, opened, documents))
             if as_json:
                 print_json(provenance_page.document(*facts))
             else:

@@ -91,15 +91,15 @@ def make_environment(documents: Documents) -> Path:
 
 def _commands(folder: Path, requirements: Path, version: str) -> list[list[str]]:
     python = str(python_of(folder))
-    install = ["install", "-r", str(requirements), _recorder()]
+    wanted = ["-r", str(requirements), _recorder()]
     if uv := shutil.which("uv"):
         return [
             [uv, "venv", "--quiet", "--allow-existing", *_asked(version), str(folder)],
-            [uv, "pip", "install", "--quiet", "--python", python, *install[1:]],
+            [uv, "pip", "install", "--quiet", "--python", python, *wanted],
         ]
     return [
         [sys.executable, "-m", "venv", str(folder)],
-        [python, "-m", "pip", "--disable-pip-version-check", install[0], "--quiet", *install[1:]],
+        [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *wanted],
     ]
 
 

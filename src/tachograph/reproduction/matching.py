@@ -19,10 +19,17 @@ Part = tuple[str, ...]
 """Where a run stands in its root: ``("trial 3", "fold 0")``; of the root ``()``."""
 
 
-def reproductions(store: Store, run_id: str | None = None) -> dict[str, dict[str, Any]]:
-    """Run id to document `reproduction`, of all runs, or of those that reproduce one."""
+def reproductions(
+    store: Store, run_id: str | None = None, most: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run id to document `reproduction`, of all runs, or of those that reproduce one.
+
+    In the order of their ids; at most `most` are looked at.
+    """
     where = [Condition("section", "=", SECTION)]
-    found = store.read(Query("provenance", where, ["run_id", "document"]))
+    if run_id is not None:
+        where.append(Condition("document", "like", f"%{run_id}%"))
+    found = store.read(Query("provenance", where, ["run_id", "document"], ["run_id"], most))
     documents = {
         run: json.loads(text or "{}")
         for run, text in zip(found["run_id"], found["document"], strict=True)

@@ -73,8 +73,6 @@ class Prepared:
     record : RunRecord
         The run; of one that is part of another, the outermost.
     plan : Plan
-    restored : Restored or None
-        None where nothing of the recorded code was needed.
     wishes : Wishes
     environment : {'made', 'given'}
     store_url : str
@@ -84,7 +82,6 @@ class Prepared:
 
     record: RunRecord
     plan: Plan
-    restored: Restored | None
     wishes: Wishes
     environment: str
     store_url: str
@@ -158,7 +155,7 @@ def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
     )
     if how == "made":
         plan.notes.extend(f"not installed: {text}" for text in interpreter.left_out(documents))
-    return Prepared(record, plan, restored, wishes, how, store.url, execution)
+    return Prepared(record, plan, wishes, how, store.url, execution)
 
 
 def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
