@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tachograph.documents import Documents
 from tachograph.redaction import REDACTED
 
-Documents = Mapping[str, Any]
 Write = Callable[[Documents], str]
 
 _KEPT = re.compile(  # variables that change results, and mean the same on any machine

@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tachograph.dockerfiles import dockerfile
+from tachograph.documents import Documents
 from tachograph.errors import QueryError
 from tachograph.redaction import REDACTED
-
-Documents = Mapping[str, Any]
-"""Section to document, as `RunRecord.provenance` has them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9A-Za-z.!+_-]+")

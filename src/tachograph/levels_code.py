@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tachograph.documents import mapping
 from tachograph.levels_pieces import (
     CONCEPTUAL,
     METHODOLOGICAL,
     Documents,
     Finding,
     listed,
-    mapping,
 )
 
 _SHELLS = ("notebook", "ipython")

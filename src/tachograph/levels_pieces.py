@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tachograph.documents import mapping
 from tachograph.redaction import REDACTED
 
 Documents = Mapping[str, Mapping[str, Any]]
@@ -42,16 +43,11 @@ class Finding:
     remedy: str
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], most: int = _NAMED) -> str:
     """The first names of several: ``a, b, c and 2 more``."""
     found = list(names)
-    more = len(found) - _NAMED
-    return ", ".join(found[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+    more = len(found) - most
+    return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def gap(documents: Documents, section: str, *, needs: str) -> str | None:

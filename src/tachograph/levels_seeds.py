@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tachograph.documents import mapping
 from tachograph.grouping import is_seed
-from tachograph.levels_pieces import STATISTICAL, Documents, Finding, listed, mapping, uses_gpu
+from tachograph.levels_pieces import STATISTICAL, Documents, Finding, listed, uses_gpu
 
 _SEED_BITS = 32  # no person chooses a longer one; torch draws 64 bits where it was given none
 _ENTROPY = 2**31  # the first word of a Mersenne twister that was seeded from the system

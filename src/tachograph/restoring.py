@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tachograph.checkout import checkout
+from tachograph.documents import Documents, mapping
 from tachograph.errors import StoreError, StoreNotFound
 from tachograph.provenance.source import Member
 from tachograph.provenance.trees import MAIN, is_inside
@@ -27,9 +28,6 @@ from tachograph.sources import Restored, new_folder, restore, write_below
 
 _WORKER = re.compile(r"--multiprocessing-fork|joblib\.externals\.loky\..*")
 _SCRIPT_BYTES = 32 << 20
-
-Documents = Mapping[str, Any]
-"""Section to document, as `RunRecord.provenance` has them."""
 
 
 def restore_run(
@@ -60,8 +58,8 @@ def restore_run(
         is in use; or the archive is not what the record describes. Nothing was written then.
     """
     documents = record.provenance
-    document = _mapping(documents.get("source"))
-    archive = _mapping(document.get("archive"))
+    document = mapping(documents.get("source"))
+    archive = mapping(document.get("archive"))
     script = _script(store, documents)
     if "sha256" not in archive:
         if script is None:
@@ -90,12 +88,12 @@ def _open(store: Store, sha256: Any) -> Any:
 
 def _why_none(document: Mapping[str, Any]) -> str:
     """Why a run has no archive; with what else there is to begin with."""
-    for part in (document, _mapping(document.get("archive"))):
+    for part in (document, mapping(document.get("archive"))):
         if "missing" in part:
             return str(part["missing"])
     if not document:
         return "the run ended before it was looked at, or it was recorded without"
-    main = _mapping(_mapping(document.get("trees")).get(MAIN))
+    main = mapping(mapping(document.get("trees")).get(MAIN))
     place = f"; commit {main['commit']}" if main.get("commit") else ""
     place += f" of {main['remote']}" if place and main.get("remote") else ""
     changes = ", without what was not committed" if place and main.get("dirty") else ""
@@ -109,7 +107,7 @@ def _why_none(document: Mapping[str, Any]) -> str:
 
 def _script(store: Store, documents: Documents) -> bytes | None:
     """The cells of a notebook as one script, checked; None where there is none."""
-    sha256 = _mapping(_mapping(documents.get("notebook")).get("script")).get("sha256")
+    sha256 = mapping(mapping(documents.get("notebook")).get("script")).get("sha256")
     if sha256 is None:
         return None
     with _open(store, sha256) as stream:
@@ -181,7 +179,7 @@ def command_of(documents: Documents, restored: Restored) -> Command:
     -------
     Command
     """
-    source, argv = _mapping(documents.get("source")), _mapping(documents.get("argv"))
+    source, argv = mapping(documents.get("source")), mapping(documents.get("argv"))
     top = restored.folder.absolute()
     stood = _below(top, source.get("working_directory"))
     paths = [_below(top, key) for key in source.get("python_path") or ()]
@@ -199,10 +197,10 @@ def command_of(documents: Documents, restored: Restored) -> Command:
 def _words(
     documents: Documents, restored: Restored, top: Path, stood: Path | None
 ) -> tuple[list[str], list[str]]:
-    source, argv = _mapping(documents.get("source")), _mapping(documents.get("argv"))
+    source, argv = mapping(documents.get("source")), mapping(documents.get("argv"))
     started_by = argv.get("started_by")
     if script := _restored_script(documents, restored):
-        ipython = _mapping(documents.get("notebook")).get("needs_ipython")
+        ipython = mapping(documents.get("notebook")).get("needs_ipython")
         return ["-m", "IPython", str(top / script)] if ipython else [str(top / script)], []
     if started_by in ("stdin", "interactive", "notebook", "ipython"):
         return [], ["the program was typed or piped in, and is not to be had again"]
@@ -210,7 +208,7 @@ def _words(
     words = list(map(str, recorded))[1:] if isinstance(recorded, list) else []
     if any(_WORKER.fullmatch(word) for word in words):
         return [], ["it was recorded in a worker that another process had started"]
-    entry = _below(top, _mapping(source.get("entry")).get("file"))
+    entry = _below(top, mapping(source.get("entry")).get("file"))
     given = str(argv.get("entry") or "")
     if started_by == "script" and entry is not None and given:
         words = _with_script(words, given, entry, stood)
@@ -228,15 +226,11 @@ def _with_script(words: list[str], given: str, entry: Path, stood: Path | None) 
 
 def _restored_script(documents: Documents, restored: Restored) -> str | None:
     """The key of a notebook's script, in the folder where it was written."""
-    if "script" not in _mapping(documents.get("notebook")):
+    if "script" not in mapping(documents.get("notebook")):
         return None
-    known = _mapping(_mapping(documents.get("source")).get("files"))
+    known = mapping(mapping(documents.get("source")).get("files"))
     return next((key for key in restored.files if key not in known), None)
 
 
 def _below(folder: Path, key: Any) -> Path | None:
     return folder / key if isinstance(key, str) and is_inside(key) else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

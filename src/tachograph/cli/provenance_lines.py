@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tachograph.cli.render import shown, size
+from tachograph.documents import Documents, mapping
 from tachograph.grouping import is_seed
+from tachograph.levels_pieces import listed
 
 Lines = Iterator[tuple[str, str]]
 """Label and text."""
-
-Documents = Mapping[str, Any]
-"""Section to document."""
 
 _MAIN_PACKAGES = (
     *("torch", "lightning", "pytorch-lightning", "keras", "tensorflow", "jax", "jaxlib", "flax"),
@@ -279,11 +278,8 @@ def hardware(documents: Documents) -> Lines:
 
 
 def get(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = document.get(key)
-    return value if isinstance(value, Mapping) else {}
+    return mapping(document.get(key))
 
 
 def _some(items: Iterable[Any]) -> str:
-    found = [str(item) for item in items]
-    more = len(found) - _FEW
-    return ", ".join(found[:_FEW]) + (f" and {more} more" if more > 0 else "")
+    return listed(map(str, items), _FEW)

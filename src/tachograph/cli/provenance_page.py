@@ -10,8 +10,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tachograph.cli import provenance_lines as lines
-from tachograph.cli.provenance_lines import Documents, Lines, get
+from tachograph.cli.provenance_lines import Lines, get
 from tachograph.cli.render import console, print_table, section, short_id, size
+from tachograph.documents import Documents
 from tachograph.levels import SHAPE_ERRORS, Reproducibility
 from tachograph.levels_pieces import Finding
 from tachograph.runrecord import RunRecord

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tachograph.documents import Documents
 from tachograph.errors import StoreError
 from tachograph.provenance.trees import MAIN
 from tachograph.reproduction.places import Places
-
-Documents = Mapping[str, Any]
 
 
 def make_folder(folder: Path, top: Path) -> None:

@@ -8,16 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tachograph import environments
+from tachograph.documents import Documents
 from tachograph.errors import StoreError
 from tachograph.provenance import packages
 from tachograph.sources import new_folder
-
-Documents = Mapping[str, Any]
 
 _READY = "tachograph-ready"
 _VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9+]*")

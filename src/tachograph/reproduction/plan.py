@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tachograph.documents import Documents
 from tachograph.identity import LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE
 from tachograph.redaction import REDACTED, redact_environment
 from tachograph.reproduction.places import Places
@@ -26,8 +27,6 @@ _OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it co
 )
 
 _NO_TEXT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
-
-Documents = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

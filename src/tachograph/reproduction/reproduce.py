@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tachograph import comparison, origin
+from tachograph.documents import Documents
 from tachograph.errors import StoreError, TachographError
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
@@ -27,8 +27,6 @@ from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
 from tachograph.restoring import command_of, restore_run
 from tachograph.runrecord import RunRecord
 from tachograph.sources import Restored, new_folder
-
-Documents = Mapping[str, Any]
 
 _SHARED_PREFIXES = ("/", "/usr", "/usr/local")  # where more lies than Python
 
