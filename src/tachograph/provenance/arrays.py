@@ -43,8 +43,8 @@ def numpy_array(data: Any) -> dict[str, Any]:
 def torch_tensor(data: Any) -> dict[str, Any]:
     """Shape, dtype, device and digest of a `torch.Tensor`."""
     document = _shape_of(data, data.element_size()) | {"device": str(data.device)}
-    if data.device.type != "cpu" or str(data.layout) != "torch.strided" or data.is_quantized:
-        return document | _not_read(f"lies on {data.device} as {data.layout}")
+    if (why := torch_elsewhere(data)) is not None:
+        return document | _not_read(why)
     tensor = data.detach()
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     width = rows.numel() // max(1, len(rows))
@@ -71,9 +71,8 @@ def torch_tensor(data: Any) -> dict[str, Any]:
 def jax_array(data: Any) -> dict[str, Any]:
     """Shape, dtype and digest of a `jax.Array` that lies ready on the processor."""
     document = _shape_of(data, data.dtype.itemsize)
-    platforms = sorted({device.platform for device in data.devices()})
-    if platforms != ["cpu"] or not data.is_fully_addressable or not data.is_ready():
-        return document | _not_read(f"lies on {', '.join(platforms)}, or is not computed yet")
+    if (why := jax_elsewhere(data)) is not None:
+        return document | _not_read(why)
     return document | numpy_array(data.__array__())
 
 
@@ -103,6 +102,24 @@ def sparse_matrix(data: Any) -> dict[str, Any]:
         "digest_of": "sample" if sampled else "content",
         **sketch,
     }
+
+
+# ---------------------------------------------------------------------------- where they lie
+
+
+def torch_elsewhere(data: Any) -> str | None:
+    """Why a tensor of torch is not read as it lies; None where it may be."""
+    if data.device.type != "cpu" or str(data.layout) != "torch.strided" or data.is_quantized:
+        return f"lies on {data.device} as {data.layout}"
+    return None
+
+
+def jax_elsewhere(data: Any) -> str | None:
+    """Why an array of jax is not read as it lies, and not waited for; None where it may be."""
+    platforms = sorted({device.platform for device in data.devices()})
+    if platforms != ["cpu"] or not data.is_fully_addressable or not data.is_ready():
+        return f"lies on {', '.join(platforms)}, or is not computed yet"
+    return None
 
 
 # ---------------------------------------------------------------------------- sketches

@@ -174,9 +174,8 @@ class Sparse:
     def __init__(self, matrix: Any, absent: float = 0.0) -> None:
         np = numpy()
         self._matrix = matrix
-        self._absent = number_words(
-            np.array([absent])
-        )  # an array: numpy warns of numbers that wrap
+        # An array, because numpy warns of single numbers that wrap.
+        self._absent = number_words(np.array([absent]))
         self.rows, self.width = (int(size) for size in matrix.shape)
         stored = matrix.nnz / max(1, self.rows)
         self.row_bytes = 8.0 + stored * (4 + max(8, matrix.dtype.itemsize))

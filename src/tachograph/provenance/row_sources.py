@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tachograph.provenance.arrays import jax_elsewhere, torch_elsewhere
 from tachograph.provenance.data import kinds
 from tachograph.provenance.row_parts import (
     Beside,
@@ -117,8 +118,8 @@ def _is_array(item: Any) -> bool:
 
 
 def _torch_tensor(data: Any) -> Part:
-    if data.device.type != "cpu" or str(data.layout) != "torch.strided" or data.is_quantized:
-        raise NotHashed(f"lies on {data.device} as {data.layout}")
+    if (why := torch_elsewhere(data)) is not None:
+        raise NotHashed(why)
     tensor = data.detach().resolve_conj().resolve_neg()
     if str(tensor.dtype) == "torch.bfloat16":
         return Values(tensor.view(sys.modules["torch"].int16).numpy().view("u2"), bfloat16_words)
@@ -126,9 +127,8 @@ def _torch_tensor(data: Any) -> Part:
 
 
 def _jax_array(data: Any) -> Part:
-    platforms = {device.platform for device in data.devices()}
-    if platforms != {"cpu"} or not data.is_fully_addressable or not data.is_ready():
-        raise NotHashed(f"lies on {', '.join(sorted(platforms))}, or is not computed yet")
+    if (why := jax_elsewhere(data)) is not None:
+        raise NotHashed(why)
     return array(data.__array__())
 
 

@@ -100,7 +100,8 @@ def make_plan(
     program = [places.now(word) for word in program]
     given = [_as_given(word) for word in own] if arguments is None else arguments
     words = [*launcher, *map(_as_given, program), *given]
-    changed, missing = _variables(documents, command, words, places)
+    changed, missing = _variables(documents)
+    changed["PYTHONPATH"] = _python_path(documents, command, words, places)
     changed |= variables or {}
     notes += [f"the variable {name} held a secret; set it" for name in missing]
     environment = {**os.environ, **{k: v for k, v in changed.items() if v is not None}}
@@ -164,9 +165,7 @@ def _launcher(documents: Documents, notes: list[str]) -> list[str]:
 # ---------------------------------------------------------------------------- variables
 
 
-def _variables(
-    documents: Documents, command: Command, words: Sequence[str], places: Places
-) -> tuple[dict[str, str | None], list[str]]:
+def _variables(documents: Documents) -> tuple[dict[str, str | None], list[str]]:
     """Variables that make the environment what it was, and names of what cannot be had again."""
     known = documents.get("environment", {}).get("variables")
     recorded = dict(known or {})
@@ -186,12 +185,19 @@ def _variables(
             missing += [] if name in os.environ else [name]
         else:
             changed[name] = value
+    return changed | dict.fromkeys((LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE)), missing
+
+
+def _python_path(
+    documents: Documents, command: Command, words: Sequence[str], places: Places
+) -> str | None:
+    """Folders that were given and are there, and those that code was imported from."""
     scripts = [command.folder / word for word in words if word.endswith(".py")]
     own = {os.path.normpath(script.parent) for script in scripts}  # Python adds it by itself
     stood = str(documents.get("argv", {}).get("working_directory") or "")
+    recorded = documents.get("environment", {}).get("variables") or {}
     given = filter(None, recorded.get("PYTHONPATH", "").split(os.pathsep))
     path = [places.now(os.path.normpath(os.path.join(stood, folder))) for folder in given]
     path = [folder for folder in path if os.path.isdir(folder)]
     path += [str(folder) for folder in command.python_path if os.path.normpath(folder) not in own]
-    changed["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path)) or None
-    return changed | dict.fromkeys((LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE)), missing
+    return os.pathsep.join(dict.fromkeys(path)) or None
