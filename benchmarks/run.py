@@ -24,6 +24,7 @@ SUBJECTS = (
     "query",
     "training",
     "memory",
+    "data",
     "peers",
     "health",
     "tensors_store",
