@@ -33,8 +33,7 @@ def pandas_series(data: Any) -> dict[str, Any]:
 
 def _pandas_column(name: str, series: Any) -> Column:
     dtype = series.dtype
-    numeric = getattr(dtype, "kind", "O") in "biufcmM" and hasattr(dtype, "itemsize")
-    if numeric and hasattr(dtype, "newbyteorder"):  # a dtype of numpy, not an extension
+    if is_numeric(dtype):
         return _numeric(
             name, dtype, dtype.itemsize, lambda start, stop: series.iloc[start:stop].to_numpy()
         )
@@ -89,6 +88,11 @@ def _arrow_column(name: str, dtype: str, column: Any) -> Column:
 
 
 # ---------------------------------------------------------------------------- columns
+
+
+def is_numeric(dtype: Any) -> bool:
+    """Whether a type of pandas is one of numpy for numbers or times, and not an extension."""
+    return getattr(dtype, "kind", "O") in "biufcmM" and hasattr(dtype, "newbyteorder")
 
 
 def _numeric(name: str, dtype: Any, row_bytes: int, read: Callable[[int, int], Any]) -> Column:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tachograph.provenance.arrays import jax_elsewhere, torch_elsewhere
 from tachograph.provenance.data import kinds
+from tachograph.provenance.frames import is_numeric
 from tachograph.provenance.row_parts import (
     Beside,
     Part,
@@ -165,7 +166,7 @@ def _pandas_frame(data: Any) -> Part:
 
 def _pandas_column(series: Any) -> Part:
     dtype = series.dtype
-    if getattr(dtype, "kind", "O") in "biufcmM" and hasattr(dtype, "newbyteorder"):
+    if is_numeric(dtype):
         return array(series.to_numpy())
     if getattr(dtype, "kind", "O") == "M":  # with a time zone
         return array(series.to_numpy("M8[ns]"))
