@@ -191,3 +191,15 @@ def test_parts_that_end_otherwise_are_different(judged: Judge) -> None:
         DIFFERENT,
         "trial ended as finished, not as pruned",
     )
+
+
+def test_many_digests_are_counted_and_not_listed(judged: Judge) -> None:
+    """A study has some for each trial."""
+
+    def digests(count: int) -> Record:
+        return lambda run: [run.log_outcome([1.0], f"made.{n}") for n in range(count)] and None
+
+    assert judged(digests(5), digests(5)).reason == (
+        "5 digests of what was made are the same bit for bit"
+    )
+    assert "outcome.made.0 and outcome.made.1 are" in judged(digests(2), digests(2)).reason

@@ -27,6 +27,7 @@ LEAST_RUNS = 3
 """So many runs of a group make a spread."""
 
 _NAMED = 20  # of each kind, in the document
+_FEW = 3  # outcomes, in a sentence
 _FAILURES = ("failed", "interrupted", "lost", "running")
 
 
@@ -238,12 +239,13 @@ def _beyond_metrics(evidence: Evidence, finals: Sequence[Final], tolerance: floa
 
 def _exactly(evidence: Evidence) -> str:
     same = [name for name, state in evidence.outcomes.items() if state == SAME]
+    things = [f"{len(same)} digests of what was made"] if len(same) > _FEW else same
     rest = [f"{name}: {state}" for name, state in evidence.outcomes.items() if state != SAME]
     metrics = "1 metric" if evidence.series == 1 else f"{evidence.series} metrics"
     count = "the point" if evidence.points == 1 else f"all {evidence.points:,} points"
     words = [f"{count} of {metrics}"] * bool(evidence.points)
     are = "are" if evidence.points > 1 or len([*words, *same]) > 1 else "is"
-    return "; ".join([f"{' and '.join([*words, *same])} {are} the same bit for bit", *rest])
+    return "; ".join([f"{' and '.join([*words, *things])} {are} the same bit for bit", *rest])
 
 
 def _nearly(finals: Sequence[Final]) -> str:
