@@ -14,7 +14,7 @@ import pyarrow as pa
 from tachograph.backends.parquet_arrays import Numbers, from_list, from_numpy
 from tachograph.backends.parquet_files import GROUP_ROWS, SCHEMAS, rows_table
 from tachograph.records import TABLES, Row
-from tachograph.tensor_records import STATISTICS, TensorFrame, TensorRows
+from tachograph.tensors.records import STATISTICS, TensorFrame, TensorRows
 
 STATISTICS_SCHEMA = pa.schema(
     [

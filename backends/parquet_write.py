@@ -15,7 +15,7 @@ from tachograph.backends.parquet_tensors import STATISTICS_SCHEMA, tensor_by_ten
 from tachograph.backends.parquet_tensors import row_groups as row_groups_of_tensors
 from tachograph.errors import Gap
 from tachograph.records import TABLES, Batch, MetricBlock, Row
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 
 _KEPT_WRITERS = 1000
 _KEPT_SERIES = 100_000

@@ -32,7 +32,7 @@ from tachograph.backends.remote_pace import Pace, cut
 from tachograph.backends.remote_reading import RemoteReading
 from tachograph.errors import Gap, StoreError, TooLarge
 from tachograph.records import Batch
-from tachograph.wire import MEDIA_TYPE, compress
+from tachograph.wire.encoding import MEDIA_TYPE, compress
 
 if TYPE_CHECKING:
     import httpx
@@ -77,8 +77,8 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
 
     Notes
     -----
-    The token comes from `tachograph.credentials.find_token`, and again from there once the server
-    has refused it.
+    The token comes from `tachograph.security.credentials.find_token`, and again from there once
+    the server has refused it.
     """
 
     first_interval = 1.0

@@ -16,7 +16,7 @@ from tachograph.backends.remote_errors import Dropped, Patience, Slow, document
 from tachograph.backends.remote_http import Connection
 from tachograph.backends.remote_pace import Pace
 from tachograph.errors import StoreError
-from tachograph.wire_tables import JSON, table_from_json
+from tachograph.wire.tables import JSON, table_from_json
 
 if TYPE_CHECKING:
     import httpx

@@ -190,7 +190,7 @@ class Connection:
         return self._client
 
     def _authorization(self) -> dict[str, str]:
-        from tachograph.credentials import find_token
+        from tachograph.security.credentials import find_token
 
         if self._token is None:
             self._token = find_token(self.url)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tachograph.batches import until
 from tachograph.records import Batch
-from tachograph.wire import encode
+from tachograph.wire.encoding import encode
 
 _TOLERANCE = 1.5  # a batch that is hardly too large is not worth a request more
 

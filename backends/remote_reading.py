@@ -20,7 +20,7 @@ from tachograph.errors import QueryError, StoreError, TooLarge, WireError
 from tachograph.merge import select, spanned
 from tachograph.records import TABLES
 from tachograph.table import Table
-from tachograph.wire_tables import (
+from tachograph.wire.tables import (
     ARROW,
     JSON,
     conditions_to_json,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tachograph.backends.sqlite_schema import TENSOR_CALL, TENSOR_SERIES, TENSOR_VALUES, names
 from tachograph.records import Row
-from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
+from tachograph.tensors.records import TensorFrame, TensorRows, TensorSeries
 
 SeriesIds = dict[tuple[object, ...], int]
 """What is remembered of `_tensor_series`, by its columns."""

@@ -25,14 +25,14 @@ from common import (
 )
 from mix import NAMES, Training
 
+from tachograph.delivery.sink import Sink
 from tachograph.health.monitor import Monitor
 from tachograph.journal import JournalWriter
 from tachograph.journal_reader import JournalReader
 from tachograph.records import Series, uuid7
 from tachograph.registry import open_backend
 from tachograph.settings import HealthConfig
-from tachograph.sink import Sink
-from tachograph.tensor_records import STATISTICS, TensorKey, TensorSeries
+from tachograph.tensors.records import STATISTICS, TensorKey, TensorSeries
 
 _LAYERS = 100
 _KINDS = ("gradient", "weight", "update")

@@ -121,7 +121,7 @@ def _count(store: str, run_id: str = "run") -> tuple[int, int]:
 
 def ingest(scheme: str, calls: int) -> Figures:
     """Send journals that lie here, as `tachograph sync` does: until acknowledged, until stored."""
-    from tachograph.drain import drain_orphans
+    from tachograph.delivery.drain import drain_orphans
 
     points = WRITERS * calls * len(NAMES)
     with serving(scheme) as served:
@@ -175,7 +175,7 @@ async def _clients(served: Served, seconds: float) -> tuple[list[float], int]:
 async def _client(served: Served, number: int, seconds: float, times: list[float]) -> int:
     """One connection that speaks plain HTTP, so that clients do not take the server's time."""
     from tachograph.records import Batch, MetricBlock, Series, now_us, uuid7
-    from tachograph.wire import compress, encode
+    from tachograph.wire.encoding import compress, encode
 
     training, writer, failed = Training(), uuid7(), 0
     series = Series(f"run{number}", NAMES)
@@ -198,7 +198,7 @@ async def _client(served: Served, number: int, seconds: float, times: list[float
 
 
 def _head(host: str, token: str, size: int) -> bytes:
-    from tachograph.wire import MEDIA_TYPE
+    from tachograph.wire.encoding import MEDIA_TYPE
 
     lines = ("POST /v1/batches HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {token}")
     lines += (f"Content-Type: {MEDIA_TYPE}", "Content-Encoding: deflate", f"Content-Length: {size}")

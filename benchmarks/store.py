@@ -34,9 +34,9 @@ _LIVE_CALLS = {"sqlite": 20, "parquet": 6000}  # of a second, of five minutes
 
 def drain(scheme: str, calls: int, each: bool) -> Figures:
     """Drain a journal as a recorder does; and its two halves alone."""
+    from tachograph.delivery.sink import Sink
     from tachograph.journal_reader import JournalReader
     from tachograph.registry import open_backend
-    from tachograph.sink import Sink
 
     folder = scratch() / "journal"
     url = _url(scheme, scratch())

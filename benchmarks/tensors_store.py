@@ -114,7 +114,7 @@ def stores(steps: int) -> Figures:
     from tachograph.callbacks.tensors_host import Meter, histogram, key, pack
     from tachograph.journal import JournalWriter
     from tachograph.records import uuid7
-    from tachograph.tensor_records import TensorSeries
+    from tachograph.tensors.records import TensorSeries
 
     named = shapes()
     training, meter = _Training(named, steps), Meter()

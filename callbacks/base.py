@@ -12,9 +12,9 @@ from typing import Any, TypedDict, TypeVar
 
 from tachograph.callbacks.tensors_pace import Schedule
 from tachograph.config import is_disabled, load_config
-from tachograph.cost import Spent
 from tachograph.current import current_run
 from tachograph.identity import announce_launch
+from tachograph.recording.cost import Spent
 from tachograph.run import Run, status_of
 from tachograph.start import InertRun, start_run
 from tachograph.warning import warn_once

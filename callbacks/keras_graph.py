@@ -19,7 +19,7 @@ from tachograph.callbacks import keras_gradients as gradients
 from tachograph.callbacks import keras_statistics
 from tachograph.callbacks.keras_gradients import replaced
 from tachograph.callbacks.keras_record import CLIPPED, Named, key, named, not_trained
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 
 _KEY = "tachograph"  # among the logs of a step, on the way from the graph to the tap
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import keras
 
 from tachograph.run import Run
-from tachograph.tensor_records import STATISTICS, Pairs, TensorKey
+from tachograph.tensors.records import STATISTICS, Pairs, TensorKey
 
 CLIPPED = '{"stage":"clipped"}'
 _TRAIN = {"phase": "train"}

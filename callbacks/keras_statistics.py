@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from tachograph.callbacks import tensors_host
-from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE
-from tachograph.tensor_records import Pairs
+from tachograph.tensors.histograms import LAST_BIN, RAW_BINS, SIDE
+from tachograph.tensors.records import Pairs
 
 _SHIFT = 21  # the upper eleven bits of a float32 are sign, exponent and two of the mantissa
 

@@ -19,7 +19,7 @@ from tachograph.callbacks.keras_gradients import replaced
 from tachograph.callbacks.keras_record import CLIPPED, Named, Part, key, named, not_trained
 from tachograph.callbacks.tensors_pace import Plan
 from tachograph.callbacks.tensors_torch import Measured, TorchMeter, local_part
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 
 _SECONDS_AN_ELEMENT = 5e-9  # of moments of gradient, weight and update together, about
 _SECONDS_A_TENSOR = 60e-6

@@ -18,7 +18,7 @@ from tachograph.callbacks.base import Recording
 from tachograph.callbacks.tensors_host import Meter, histogram, key, pack
 from tachograph.callbacks.tensors_pace import FREE_SECONDS, Every, Plan, Schedule
 from tachograph.run import Run
-from tachograph.tensor_records import STATISTICS, Pairs, TensorKey
+from tachograph.tensors.records import STATISTICS, Pairs, TensorKey
 from tachograph.values import canonical_json
 
 _SECONDS_PER_VALUE = 1.5e-9  # of moments; a first guess, before anything was measured

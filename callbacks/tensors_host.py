@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tachograph.histograms import LAST_BIN, RAW_BINS, SIDE
-from tachograph.tensor_records import STATISTICS, TensorKey
+from tachograph.tensors.histograms import LAST_BIN, RAW_BINS, SIDE
+from tachograph.tensors.records import STATISTICS, TensorKey
 
 _PIECE = 1 << 16
 _SMALL = 4096

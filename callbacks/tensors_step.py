@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tachograph.callbacks.tensors_pace import Plan
 from tachograph.callbacks.tensors_torch import Measured, TorchMeter, key
 from tachograph.run import Run
-from tachograph.tensor_records import STATISTICS, TensorKey
+from tachograph.tensors.records import STATISTICS, TensorKey
 
 _L2, _NAN, _INF = (STATISTICS.index(name) for name in ("l2", "nan", "inf"))
 _REMEMBERED = 1_000

@@ -16,8 +16,8 @@ import numpy as np
 
 from tachograph.callbacks import tensors_host
 from tachograph.callbacks.tensors_host import Meter
-from tachograph.histograms import RAW_BINS
-from tachograph.tensor_records import Pairs, TensorKey
+from tachograph.tensors.histograms import RAW_BINS
+from tachograph.tensors.records import Pairs, TensorKey
 
 Tensor = Any  # torch.Tensor; torch is an optional library
 

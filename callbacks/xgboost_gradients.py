@@ -18,7 +18,7 @@ from tachograph.callbacks import tensors_snapshot
 from tachograph.callbacks.tensors_host import Meter, Numbers, histogram, key, pack
 from tachograph.callbacks.tensors_pace import Plan
 from tachograph.run import Run
-from tachograph.tensor_records import STATISTICS, Pairs, TensorKey
+from tachograph.tensors.records import STATISTICS, Pairs, TensorKey
 from tachograph.values import canonical_json
 
 NAME = "objective"

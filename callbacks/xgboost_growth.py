@@ -19,7 +19,7 @@ from tachograph.callbacks.tensors_host import Meter, histogram, key, pack
 from tachograph.callbacks.xgboost_gradients import class_context
 from tachograph.callbacks.xgboost_trees import Growth, growth
 from tachograph.run import Run
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 from tachograph.values import canonical_json
 
 MAX_FEATURES = 50

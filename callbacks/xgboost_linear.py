@@ -15,7 +15,7 @@ from tachograph.callbacks.xgboost_gradients import Seconds, class_context
 from tachograph.callbacks.xgboost_trees import linear_weights
 from tachograph.callbacks.xgboost_ubjson import read
 from tachograph.run import Run
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 from tachograph.values import canonical_json
 
 Array = Any  # numpy.ndarray

@@ -11,7 +11,7 @@ from wire_batches import batches
 
 from tachograph.batches import join, until, weight
 from tachograph.records import Batch
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 from tachograph.testing import make_batch, make_block
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tachograph import sources
-from tachograph.checkout import checkout
 from tachograph.errors import StoreError
 from tachograph.provenance import source
 from tachograph.provenance.source import Member, Source
+from tachograph.restoring import sources
+from tachograph.restoring.checkout import checkout
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 import tachograph
-from tachograph import histograms
 from tachograph.callbacks import tensors_host
 from tachograph.cli import heatmaps, main, pictures
 from tachograph.cli.page import cost_line
 from tachograph.cli.render import short_name
-from tachograph.tensor_grids import histogram_grid
+from tachograph.tensors import histograms
+from tachograph.tensors.grids import histogram_grid
 
 Call = Callable[..., tuple[int, str, str]]
 LAYERS = ("embed.weight", "layers.0.weight", "layers.1.weight", "head.bias")

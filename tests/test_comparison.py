@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tachograph.backends.memory import MemoryBackend
-from tachograph.causes import AREAS
-from tachograph.comparison import compare, diff
+from tachograph.comparing.causes import AREAS
+from tachograph.comparing.comparison import compare, diff
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.testing.builders import make_batch, make_block

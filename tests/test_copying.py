@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tachograph import portions, registry
+from tachograph import registry
 from tachograph.backends.base import Backend, Query, SupportsArtifacts
-from tachograph.copying import copy_store
-from tachograph.digests import digest_table
 from tachograph.errors import RunNotFound, StoreError
+from tachograph.reading import portions
+from tachograph.reading.digests import digest_table
 from tachograph.testing.builders import dump, make_batch, make_block
+from tachograph.transfer.copying import copy_store
 
 KINDS = ("memory", "sqlite", "parquet")
 Opener = Callable[[str], Backend]

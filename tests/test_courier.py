@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import drain_thread, recorder, registry
+from tachograph import recorder, registry
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
-from tachograph.courier import Courier
+from tachograph.delivery import drain_thread
+from tachograph.delivery.courier import Courier
+from tachograph.delivery.sink import Sink
 from tachograph.errors import Busy, StoreError
 from tachograph.journal import JournalWriter
 from tachograph.records import Batch, Series, uuid7
-from tachograph.sink import Sink
 
 
 class Gated(MemoryBackend):
@@ -158,7 +159,7 @@ def test_a_store_that_is_back_at_the_end_is_waited_for(
             recording.courier.step(seal=True)
             time.sleep(0.01)
     monkeypatch.setattr(Gated, "fails", False)
-    monkeypatch.setattr("tachograph.courier.QUICK_SECONDS", 0.2)
+    monkeypatch.setattr("tachograph.delivery.courier.QUICK_SECONDS", 0.2)
     slow_write = Gated.write
 
     def write(store: Gated, batch: Batch) -> int:

@@ -18,10 +18,16 @@ import keyring.backends.fail
 import keyring.backends.null
 import pytest
 
-from tachograph import credentials
 from tachograph.cli import main
-from tachograph.credentials import find_token, forget_token, origin, save_token, tokens_file
 from tachograph.errors import ConfigError
+from tachograph.security import credentials
+from tachograph.security.credentials import (
+    find_token,
+    forget_token,
+    origin,
+    save_token,
+    tokens_file,
+)
 
 URL = "https://lab.example:8765"
 TOKEN = "tacho_" + "k" * 43

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from tachograph import registry
 from tachograph.backends.base import Backend, Query
-from tachograph.drain import drain_orphans, pending_batches
+from tachograph.delivery.drain import drain_orphans, pending_batches
+from tachograph.delivery.sink import Sink
 from tachograph.identity import derived_id
 from tachograph.journal import JournalWriter, part_path
 from tachograph.journal_reader import JournalReader
-from tachograph.live import Cursors, LiveReader
+from tachograph.reading.live import Cursors, LiveReader
 from tachograph.records import Series, uuid7
-from tachograph.sink import Sink
 
 WRITER = derived_id("run", "points")
 SERIES = Series("run", ("value",))

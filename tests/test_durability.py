@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph import drain, journal, recorder
+from tachograph import journal, recorder
+from tachograph.delivery import drain
 from tachograph.errors import TachographWarning
 from tachograph.records import Series, uuid7
 

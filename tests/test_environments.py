@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 
 import tachograph
 from tachograph.cli.app import run as command
-from tachograph.environments import FORMATS, export
 from tachograph.errors import QueryError
 from tachograph.provenance import collect
+from tachograph.restoring.environments import FORMATS, export
 
 HASH = "0123456789abcdef" * 4
 

@@ -12,8 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph.errors import QueryError
-from tachograph.facts import Facts, choose_context, package_versions, spell_metric, version_key
-from tachograph.filters import compile_filter, compile_path
+from tachograph.reading.facts import (
+    Facts,
+    choose_context,
+    package_versions,
+    spell_metric,
+    version_key,
+)
+from tachograph.reading.filters import compile_filter, compile_path
 from tachograph.records import now_us
 
 

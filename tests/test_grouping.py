@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tachograph
-from tachograph.grouping import code_digest, group_id, is_seed, own_digest
+from tachograph.provenance.grouping import code_digest, group_id, is_seed, own_digest
 from tachograph.run import Run
 
 Record = Callable[..., str]

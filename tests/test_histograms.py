@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.histograms import (
+from tachograph.tensors.histograms import (
     LAST_BIN,
     RAW_BINS,
     SIDE,

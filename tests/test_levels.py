@@ -13,7 +13,7 @@ import pytest
 
 import tachograph
 from tachograph.cli.app import run as command
-from tachograph.levels import LEVELS, Verdict, assess, reproducibility
+from tachograph.levels.level import LEVELS, Verdict, assess, reproducibility
 
 COMMIT = "1" * 40
 HASH = "a" * 64

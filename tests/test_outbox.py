@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph import outbox, recorder, registry
+from tachograph import recorder, registry
 from tachograph.backends.base import SupportsArtifacts
 from tachograph.backends.sqlite import SQLiteBackend
+from tachograph.delivery import outbox
 from tachograph.errors import StoreError, TachographWarning
 
 Keep = Callable[..., str]
@@ -214,7 +215,7 @@ def test_threads_that_keep_and_send_the_same_lose_nothing(
 KEEPER = """
 import hashlib, sys
 from pathlib import Path
-from tachograph import outbox
+from tachograph.delivery import outbox
 folder, file, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 number = 0
 while True:

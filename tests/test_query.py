@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import live, registry
+from tachograph import registry
 from tachograph.backends.base import Backend, Condition, Query, SupportsGC
-from tachograph.digests import digest_table
 from tachograph.errors import QueryError, RunNotFound, StoreError, StoreNotFound
-from tachograph.listing import SILENT_US
 from tachograph.query import Store
+from tachograph.reading import live
+from tachograph.reading.digests import digest_table
+from tachograph.reading.listing import SILENT_US
 from tachograph.records import TABLES, Batch, Row, now_us
 from tachograph.table import Table
 from tachograph.testing.builders import START, dump, make_batch, make_block

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import cost as cost_module
 from tachograph import recorder
 from tachograph.callbacks.base import Recording, hook
-from tachograph.cost import Spent
 from tachograph.errors import TachographWarning
+from tachograph.recording import cost as cost_module
+from tachograph.recording.cost import Spent
 from tachograph.records import Row
 
 NAMES = ("share", "milliseconds", "bytes", "lag_seconds", "waiting_bytes", "dropped")

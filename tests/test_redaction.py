@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.redaction import (
+from tachograph.security.redaction import (
     REDACTED,
     is_secret_name,
     redact_argv,

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph import point_query
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
 from tachograph.errors import QueryError
 from tachograph.query import Store
+from tachograph.reading import point_query
+from tachograph.reading.reduction import reduce
 from tachograph.records import split_special
-from tachograph.reduction import reduce
 from tachograph.table import Table
 from tachograph.testing.builders import START, make_batch, make_block
 

@@ -63,7 +63,7 @@ TEXTS = ("runs", "params", "tags", "metrics", "events", "provenance", "attempts"
 @pytest.mark.parametrize("fill", [1960, 1985, 19_940, 19_985])
 def test_a_secret_is_taken_out_before_a_text_is_cut(fill: int) -> None:
     """Half a token at the edge of a long error would not be known for one."""
-    from tachograph.endings import error_data, error_line
+    from tachograph.recording.endings import error_data, error_line
 
     token = "ghp_" + "Zk3" * 12
     line = error_line(ValueError("x" * fill + f" {token}")) or ""

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import tachograph
-from tachograph import seeding
 from tachograph.errors import ConfigError
+from tachograph.recording import seeding
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 
 import tachograph
 from tachograph.cli.app import run as command
+from tachograph.comparing.seen import group_of, same_command, same_training
 from tachograph.errors import RunNotFound
-from tachograph.seen import group_of, same_command, same_training
 
 Train = Callable[..., str]
 

@@ -14,10 +14,10 @@ import pytest
 from tachograph import journal, registry
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
+from tachograph.delivery.sink import Backoff, Sink
 from tachograph.errors import AccessDenied, Busy, StoreError
 from tachograph.journal import JournalWriter
 from tachograph.records import Batch, Series, uuid7
-from tachograph.sink import Backoff, Sink
 
 
 class Failing(MemoryBackend):
@@ -110,7 +110,7 @@ def test_a_heartbeat_notices_the_backup_too(
     recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where nothing new is recorded any more."""
-    monkeypatch.setattr("tachograph.sink.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph.delivery.sink.HEARTBEAT_SECONDS", 0.0)
     recording.log(50)
     recording.sink.step(seal=True)
     recording.sink.close()
@@ -144,7 +144,7 @@ def test_a_batch_that_failed_is_not_forgotten_over_a_heartbeat(
     failing: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A heartbeat that gets through in between leaves it to be sent."""
-    monkeypatch.setattr("tachograph.sink.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph.delivery.sink.HEARTBEAT_SECONDS", 0.0)
     monkeypatch.setattr(Failing, "longest_interval", 1000.0)
     monkeypatch.setattr(Failing, "first_interval", 1000.0)  # only what is full is sent
     failing.log(10)

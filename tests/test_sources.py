@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tachograph import sources
 from tachograph.errors import StoreError
 from tachograph.provenance import encodable
 from tachograph.provenance.source import Member
-from tachograph.sources import pack, restore
+from tachograph.restoring import sources
+from tachograph.restoring.sources import pack, restore
 
 
 def described(files: dict[str, bytes], patches: dict[str, bytes] | None = None) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import pytest
 from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
 
-from tachograph import splits, start_run
+from tachograph import start_run
 from tachograph.provenance.row_hashes import hash_rows
+from tachograph.recording import splits
 from tachograph.run import Run
 from tachograph.testing.callback_contract import QUIET, Record
 

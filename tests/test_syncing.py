@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph import host, outbox, patience, portions, registry
+from tachograph import host, registry
 from tachograph.backends.base import Backend, Query
 from tachograph.backends.memory import MemoryBackend
 from tachograph.cli import main
-from tachograph.drain import alone
+from tachograph.delivery import outbox, patience
+from tachograph.delivery.drain import alone
+from tachograph.delivery.patience import write_patiently
 from tachograph.errors import Busy, ConfigError, Full
 from tachograph.journal import JournalWriter, part_path
-from tachograph.patience import write_patiently
+from tachograph.reading import portions
 from tachograph.records import Batch, Series, now_us, uuid7
-from tachograph.syncing import Verdict, local_store, send_files, send_journals, send_store
 from tachograph.testing.builders import dump
+from tachograph.transfer.syncing import Verdict, local_store, send_files, send_journals, send_store
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_journals_are_sent_by_one_process_at_a_time(
 ) -> None:
     """What another process sends now is waiting, and says why."""
     writer = record(folder, store_in(tmp_path))
-    monkeypatch.setattr("tachograph.syncing.LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph.transfer.syncing.LOCK_SECONDS", 0.0)
     with alone(folder, 0.0) as is_alone:
         assert is_alone
         (verdict,) = send_journals(folder)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from tachograph.callbacks import tensors_host
-from tachograph.histograms import from_text, to_text
 from tachograph.records import Row
-from tachograph.tensor_merge import is_shard, merge_shards
-from tachograph.tensor_records import STATISTICS
+from tachograph.tensors.histograms import from_text, to_text
+from tachograph.tensors.merge import is_shard, merge_shards
+from tachograph.tensors.records import STATISTICS
 
 SHARD = '{"scope":"rank"}'
 

@@ -22,18 +22,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tachograph
-from tachograph import digests, portions, recorder
 from tachograph import journal as journal_module
+from tachograph import recorder
 from tachograph.backends.base import Condition, Query
 from tachograph.backends.parquet_files import Cursor, Folder
-from tachograph.copying import copy_store
 from tachograph.errors import RecordError, StoreError, TachographWarning
-from tachograph.histograms import from_text, to_text
 from tachograph.journal import JournalWriter, part_path
 from tachograph.journal_reader import JournalReader, list_journals
+from tachograph.reading import digests, portions
 from tachograph.records import TABLES, Batch, Row, uuid7
 from tachograph.registry import open_backend
-from tachograph.tensor_records import (
+from tachograph.tensors.histograms import from_text, to_text
+from tachograph.tensors.records import (
     STATISTICS,
     TensorFrame,
     TensorKey,
@@ -42,6 +42,7 @@ from tachograph.tensor_records import (
     loose_row,
     pack,
 )
+from tachograph.transfer.copying import copy_store
 
 STORES = ("sqlite", "parquet")
 KEYS = (
@@ -432,7 +433,7 @@ def test_a_fork_records_into_the_same_run(tmp_path: Path) -> None:
 TRAINING = """
 import mmap, struct, sys, time
 import tachograph
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 keys = tuple(TensorKey(f"t{n}", "weight", (3,), "float32", 3) for n in range(10))
 run = tachograph.start_run(run_id=sys.argv[2], config={"backend": sys.argv[1]})
 with open(sys.argv[3], "r+b") as file:

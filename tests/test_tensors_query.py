@@ -15,10 +15,10 @@ from tachograph import registry
 from tachograph.backends.base import Backend
 from tachograph.callbacks import tensors_host
 from tachograph.errors import QueryError
-from tachograph.histograms import to_text
 from tachograph.query import Store
 from tachograph.records import Row
-from tachograph.tensor_ranking import worst_first
+from tachograph.tensors.histograms import to_text
+from tachograph.tensors.ranking import worst_first
 from tachograph.testing.builders import START, make_batch
 
 

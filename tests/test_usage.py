@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tachograph import usage
-from tachograph.usage import ProcSource, PsutilSource, UsageSampler
+from tachograph.recording import usage
+from tachograph.recording.usage import ProcSource, PsutilSource, UsageSampler
 
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 MACHINE = {
@@ -83,7 +83,7 @@ def test_a_sample_costs_less_than_a_millisecond() -> None:
 def test_constructing_loads_nothing() -> None:
     """The first sample does, beside the training."""
     script = (
-        "import sys; from tachograph.usage import UsageSampler; s = UsageSampler();"
+        "import sys; from tachograph.recording.usage import UsageSampler; s = UsageSampler();"
         "assert 'psutil' not in sys.modules; s.sample(); assert 'psutil' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -94,7 +94,7 @@ def test_it_works_without_psutil_and_pynvml() -> None:
     """In a process where neither can be imported."""
     script = (
         "import sys, time; sys.modules.update(psutil=None, pynvml=None);"
-        "from tachograph.usage import UsageSampler; s = UsageSampler(); s.sample();"
+        "from tachograph.recording.usage import UsageSampler; s = UsageSampler(); s.sample();"
         "time.sleep(0.1); print(sorted(s.sample()))"
     )
     answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -104,7 +104,7 @@ def test_it_works_without_psutil_and_pynvml() -> None:
 def test_a_fork_counts_for_itself() -> None:
     """The child's first sample says nothing of the parent's time."""
     script = (
-        "import os, sys, time; from tachograph.usage import UsageSampler\n"
+        "import os, sys, time; from tachograph.recording.usage import UsageSampler\n"
         "sampler = UsageSampler(); sampler.sample(); time.sleep(0.1)\n"
         "child = os.fork(); sample = sampler.sample()\n"
         "assert 'system/process_rss_bytes' in sample\n"

@@ -21,12 +21,12 @@ from tachograph import registry
 from tachograph.backends.base import Backend, Query
 from tachograph.errors import TooLarge, WireError
 from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Series
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 from tachograph.testing import make_batch, make_block
-from tachograph.wire import compress, decode, decompress, encode, from_json
-from tachograph.wire_checks import MOST_ROWS
-from tachograph.wire_json import MOST_DEPTH, MOST_VALUES, read_json
-from tachograph.wire_tables import table_to_json
+from tachograph.wire.checks import MOST_ROWS
+from tachograph.wire.encoding import compress, decode, decompress, encode, from_json
+from tachograph.wire.json_input import MOST_DEPTH, MOST_VALUES, read_json
+from tachograph.wire.tables import table_to_json
 
 # ---------------------------------------------------------------------------- there and back
 

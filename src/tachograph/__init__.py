@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from tachograph.current import current_run
     from tachograph.query import open_store as open
+    from tachograph.recording.seeding import seed_everything
     from tachograph.run import Run
-    from tachograph.seeding import seed_everything
     from tachograph.start import start_run, tracked
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ _HOMES = {
     "tracked": ("tachograph.start", "tracked"),
     "current_run": ("tachograph.current", "current_run"),
     "open": ("tachograph.query", "open_store"),
-    "seed_everything": ("tachograph.seeding", "seed_everything"),
+    "seed_everything": ("tachograph.recording.seeding", "seed_everything"),
 }
 
 __all__ = [

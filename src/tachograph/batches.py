@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 
 _CELL_BYTES = 60  # a value in a row, without its text
 

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tachograph import drain, filesystems, host, outbox, registry
+from tachograph import filesystems, host, registry
 from tachograph.backends.base import Backend, Condition, Query, SupportsAbout
 from tachograph.config import Config
-from tachograph.credentials import locate_token
+from tachograph.delivery import drain, outbox
 from tachograph.errors import StoreNotFound, TachographError
 from tachograph.journal import part_path
 from tachograph.journal_reader import JournalReader, list_journals, read_header
-from tachograph.portions import chunks
+from tachograph.reading.portions import chunks
 from tachograph.records import FORMAT_VERSION, now_us
+from tachograph.security.credentials import locate_token
 
 _LITTLE_SPACE = 1 << 30
 _CLOCKS_APART = 5.0  # seconds; what a request takes, and the second to which a server says it

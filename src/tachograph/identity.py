@@ -17,6 +17,11 @@ from tachograph.records import check_run_id, uuid7
 LAUNCH_VARIABLE = "TACHOGRAPH_LAUNCH_ID"
 RUN_VARIABLE = "TACHOGRAPH_RUN_ID"
 PARENT_VARIABLE = "TACHOGRAPH_PARENT_RUN_ID"
+REPRODUCES_VARIABLE = "TACHOGRAPH_REPRODUCES"
+"""Names the run that the runs of this process are to reproduce.
+
+``<run id>/<execution>``, where the execution tells one attempt to reproduce it from the others.
+"""
 
 _NAMESPACE = "7ac40c1e-4a9e-5b1c-9f3e-0d5a3a1b2c4d"
 _RANKS = (  # rank, local rank, world size

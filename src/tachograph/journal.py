@@ -55,7 +55,7 @@ from zlib import crc32
 from tachograph import host
 from tachograph.errors import RecordError
 from tachograph.records import NO_STEP, Row, Series
-from tachograph.tensor_records import Pairs, TensorSeries, pack
+from tachograph.tensors.records import Pairs, TensorSeries, pack
 
 MAGIC = b"TACHOJ01"
 HEADER, SERIES, POINTS, ROWS, CLOCK, END = range(1, 7)

@@ -34,8 +34,8 @@ from tachograph.journal import (
     part_path,
 )
 from tachograph.records import RELAY, Batch, MetricBlock, Row, Series
-from tachograph.tensor_records import TensorFrame, TensorRows, TensorSeries
-from tachograph.wire import decode, decompress
+from tachograph.tensors.records import TensorFrame, TensorRows, TensorSeries
+from tachograph.wire.encoding import decode, decompress
 
 _PART = re.compile(rf"(?P<writer>(?:{RELAY})?[0-9a-f-]{{36}})-(?P<part>\d{{6}})\.journal")
 _NOT_ZERO = re.compile(rb"[^\0]")

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-from tachograph import listing, point_query, tensor_query
 from tachograph.backends.base import (
     Backend,
     Condition,
@@ -25,15 +24,17 @@ from tachograph.backends.base import (
     SupportsListing,
     SupportsSQL,
 )
-from tachograph.digests import digest_table
-from tachograph.edits import Editor
 from tachograph.errors import QueryError, RunNotFound, StoreError, StoreNotFound
-from tachograph.listing import IsAlive, Listing
-from tachograph.live import LiveReader, Tails
-from tachograph.lookup import RunId, family_of, resolve_run
+from tachograph.reading import listing, point_query
+from tachograph.reading.digests import digest_table
+from tachograph.reading.edits import Editor
+from tachograph.reading.listing import IsAlive, Listing
+from tachograph.reading.live import LiveReader, Tails
+from tachograph.reading.lookup import RunId, family_of, resolve_run
+from tachograph.reading.run_record import RunRecord
 from tachograph.records import TABLES, Row, join_special
-from tachograph.runrecord import RunRecord
 from tachograph.table import Table
+from tachograph.tensors import query as tensor_query
 
 
 def open_store(url: str | None = None, *, config: Any = None, create: bool = False) -> Store:
@@ -60,7 +61,8 @@ def open_store(url: str | None = None, *, config: Any = None, create: bool = Fal
         The URL or the configuration is not usable.
     """
     from tachograph import config as configuration
-    from tachograph import drain, host, registry
+    from tachograph import host, registry
+    from tachograph.delivery import drain
 
     loaded = configuration.load_config(config)
     address = registry.resolve_url(url or loaded.backend[0], Path.cwd())
@@ -143,7 +145,7 @@ class Store:
         Parameters
         ----------
         where : str, optional
-            A filter, such as ``metrics.val_loss < 0.1``; see `tachograph.filters`.
+            A filter, such as ``metrics.val_loss < 0.1``; see `tachograph.reading.filters`.
         sort : str or sequence of str
             Names of the filter language; a leading '-' sorts descending. By default newest first.
         columns : sequence of str, optional
@@ -232,7 +234,7 @@ class Store:
         points : int, optional
             At most so many, from 2, chosen so that a drawing of them looks like one of all: the
             first, the last, and of each stretch the least, the greatest and what is no finite
-            number; see `tachograph.reduction`. By default all.
+            number; see `tachograph.reading.reduction`. By default all.
 
         Returns
         -------
@@ -310,7 +312,7 @@ class Store:
             Also the tensors of its parts (True), never (False), or by default where it has none
             of its own: a trial has those of the trainings in it, a study those of its trials.
         histograms : bool, default False
-            A column more: pairs of bin and count; see `tachograph.histograms`.
+            A column more: pairs of bin and count; see `tachograph.tensors.histograms`.
         columns : sequence of str, optional
             Only these; quicker where there are many rows.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tachograph import host, registry
 from tachograph.config import Config
-from tachograph.drain_thread import THREAD_NAME, DrainThread
+from tachograph.delivery.drain_thread import THREAD_NAME, DrainThread
 from tachograph.identity import Identity, read_identity
 from tachograph.journal import JournalWriter, SeriesHandle
 from tachograph.records import RELAY, Row, Series, uuid7
@@ -98,7 +98,7 @@ class Recorder:
         OSError
             There is no room, or the file has another digest by now.
         """
-        from tachograph import outbox
+        from tachograph.delivery import outbox
 
         room = self.config.journal_limit - int(self.backlog()["waiting_bytes"])
         outbox.keep(self.folder, path, sha256, urls, room)
@@ -172,7 +172,7 @@ class Recorder:
         if journal.dropped:
             say(f"{journal.dropped} records were dropped: {journal.problem}")
         if done:
-            from tachograph.drain import delete_journal  # a start does without
+            from tachograph.delivery.drain import delete_journal  # a start does without
 
             delete_journal(self.folder, journal.writer)
         elif drain.sending:  # the lock keeps other processes from sending it too

@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from tachograph import host, origin
+from tachograph import host
 from tachograph.config import Config
-from tachograph.cost import RecordingCost, Spent
 from tachograph.current import activate, current_run, deactivate, using
-from tachograph.endings import error_data, error_line
-from tachograph.endings import status_of as status_of
 from tachograph.errors import RecordError
 from tachograph.identity import PARENT_VARIABLE
 from tachograph.journal import DerivedRow, SeriesHandle
 from tachograph.recorder import Recorder, get_recorder
+from tachograph.recording import origin
+from tachograph.recording.cost import RecordingCost, Spent
+from tachograph.recording.endings import error_data, error_line
+from tachograph.recording.endings import status_of as status_of
+from tachograph.recording.run_facts import Facts, context_text, guarded
+from tachograph.recording.run_groups import Gathered, record_group
 from tachograph.records import Row, Series, check_run_id
-from tachograph.run_facts import Facts, context_text, guarded
-from tachograph.run_groups import Gathered, record_group
 from tachograph.values import canonical_json
 
 _USAGE = {"phase": "system"}

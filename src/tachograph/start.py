@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from tachograph import host, origin
+from tachograph import host
 from tachograph.config import Config, RecordConfig, is_disabled, load_config
 from tachograph.current import activate, current_run, deactivate
 from tachograph.identity import PARENT_VARIABLE, derived_id, new_run_id
 from tachograph.recorder import get_recorder
+from tachograph.recording import origin
 from tachograph.records import Row
 from tachograph.run import Run, open_runs, status_of
 from tachograph.warning import warn_once

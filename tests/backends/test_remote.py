@@ -27,7 +27,7 @@ from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.table import Table
 from tachograph.testing import make_batch, make_block
-from tachograph.wire import decode
+from tachograph.wire.encoding import decode
 
 # ---------------------------------------------------------------------------- the contract
 

@@ -26,7 +26,7 @@ from tachograph.backends.remote_errors import Dropped, Patience, Slow
 from tachograph.errors import AccessDenied, Busy, Full, Gap, QueryError, StoreError, StoreTooNew
 from tachograph.records import Batch
 from tachograph.testing import make_batch, make_block
-from tachograph.wire import decode, decompress
+from tachograph.wire.encoding import decode, decompress
 
 PATIENCE = Patience(connect=0.4, silence=0.4, total=1.0)
 ENOUGH = Patience(connect=10.0, silence=20.0, total=30.0)  # for a server in good health

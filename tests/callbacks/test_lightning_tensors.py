@@ -23,9 +23,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import tachograph  # noqa: E402
-from tachograph import histograms  # noqa: E402
 from tachograph.callbacks import LightningCallback  # noqa: E402
 from tachograph.errors import TachographWarning  # noqa: E402
+from tachograph.tensors import histograms  # noqa: E402
 from tachograph.testing.callback_contract import QUIET, Record  # noqa: E402
 from tachograph.warning import forget_warnings  # noqa: E402
 

@@ -380,7 +380,7 @@ def test_user_attributes_of_any_type(callback: OptunaCallback, record: MakeRecor
 def test_passwords_of_storages_stay_out(config: dict[str, Any], tmp_path: Path) -> None:
     """The URL of a storage is recorded without its password."""
     from tachograph.callbacks import optuna_facts
-    from tachograph.redaction import redact_value
+    from tachograph.security.redaction import redact_value
 
     class Backend:
         url = "postgresql://me:hunter2secret@db/optuna"

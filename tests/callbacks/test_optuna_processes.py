@@ -16,8 +16,8 @@ from optuna.trial import Trial, TrialState  # noqa: E402
 
 from tachograph import registry  # noqa: E402
 from tachograph.callbacks import OptunaCallback  # noqa: E402
-from tachograph.copying import copy_store  # noqa: E402
 from tachograph.testing.callback_contract import Record  # noqa: E402
+from tachograph.transfer.copying import copy_store  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 

@@ -37,10 +37,10 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 import tachograph
-from tachograph import histograms
 from tachograph.callbacks import SklearnCallback, track
 from tachograph.callbacks.sklearn_tensors import Settings, Tensors
 from tachograph.start import start_run
+from tachograph.tensors import histograms
 from tachograph.testing.callback_contract import Record
 
 X, y = load_breast_cancer(return_X_y=True)

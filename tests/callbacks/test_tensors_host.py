@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tachograph import histograms
 from tachograph.callbacks import tensors_host
 from tachograph.callbacks.tensors_host import EMPTY, Meter, histogram, key, pack
-from tachograph.tensor_records import STATISTICS
+from tachograph.tensors import histograms
+from tachograph.tensors.records import STATISTICS
 
 RANDOM = np.random.default_rng(7)
 FLOATS = {name: RANDOM.standard_normal(70_001).astype(name) for name in ("f2", "f4", "f8")}

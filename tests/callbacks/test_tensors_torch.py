@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from tachograph import histograms  # noqa: E402
 from tachograph.callbacks import tensors_host, tensors_torch  # noqa: E402
+from tachograph.tensors import histograms  # noqa: E402
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique2", "equal", "is_nonzero"}
 WAITS |= {"item", "bincount", "repeat_interleave"}

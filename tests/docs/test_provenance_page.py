@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tachograph import seeding, splits
 from tachograph.provenance import (
     arguments,
     argv,
@@ -28,6 +27,7 @@ from tachograph.provenance import (
     source,
 )
 from tachograph.provenance.outcomes import outcome
+from tachograph.recording import seeding, splits
 
 PAGE = Path(__file__).parents[2] / "docs/reference/provenance.md"
 

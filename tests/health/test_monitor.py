@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import drain_thread, journal
+from tachograph import journal
+from tachograph.delivery import drain_thread
 from tachograph.errors import TachographWarning
 from tachograph.health.monitor import Monitor
 from tachograph.records import MetricBlock, Series
 from tachograph.run import Run
 from tachograph.settings import HealthConfig
-from tachograph.tensor_records import STATISTICS, TensorKey
+from tachograph.tensors.records import STATISTICS, TensorKey
 
 Told = Callable[..., list[str]]
 Events = Callable[[], list[dict[str, Any]]]

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tachograph.records import NO_STEP, TABLES, Batch, MetricBlock, Row, Series
-from tachograph.tensor_records import TensorFrame, TensorKey, TensorRows, TensorSeries, pack
+from tachograph.tensors.records import TensorFrame, TensorKey, TensorRows, TensorSeries, pack
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.one_of(

@@ -10,7 +10,7 @@ from typing import Any
 
 import tachograph
 from tachograph.query import Store
-from tachograph.sources import Restored, restore
+from tachograph.restoring.sources import Restored, restore
 
 RECORD = "import tachograph\ntachograph.start_run().finish()\n"
 """What a program does that records a run and nothing else."""

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from typer.testing import CliRunner as TyperRunner
 
 import tachograph
-from tachograph import given
 from tachograph.provenance import arguments, configs, parsers, stack
 from tachograph.provenance.arguments import Arguments, collect
 from tachograph.provenance.parsers import Parsed
+from tachograph.recording import given
 
 
 def collect_with(value: Any) -> dict[str, Any]:

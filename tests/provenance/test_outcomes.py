@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tachograph
-from tachograph.comparison import diff
+from tachograph.comparing.comparison import diff
 from tachograph.provenance import outcomes
 from tachograph.provenance.data import fingerprint
 from tachograph.provenance.outcomes import outcome

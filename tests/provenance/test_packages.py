@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import origin
 from tachograph.provenance import collect, conda, indexes, packages
+from tachograph.recording import origin
 
 Install = Callable[..., Path]
 

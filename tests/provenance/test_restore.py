@@ -18,8 +18,8 @@ from tachograph.backends.base import SupportsArtifacts
 from tachograph.cli.app import run as command
 from tachograph.errors import StoreError
 from tachograph.provenance.source import Member
-from tachograph.restoring import command_of, restore_run
-from tachograph.sources import pack
+from tachograph.restoring.restore import command_of, restore_run
+from tachograph.restoring.sources import pack
 
 TRAIN = (
     "import sys\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from programs import RECORD, Program, git, make_repository
 
-from tachograph import sources
 from tachograph.errors import ConfigError
-from tachograph.origin import refuse_uncommitted
 from tachograph.provenance import source
 from tachograph.provenance.git import Look
+from tachograph.recording.origin import refuse_uncommitted
+from tachograph.restoring import sources
 
 TOKEN = "ghp_Zq8vN3xK7mT2wR5yB9cD4fG6hJ1kL0pQsUaE"
 PASSWORD = "correcthorse77"

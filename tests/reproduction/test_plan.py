@@ -10,7 +10,7 @@ import pytest
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.places import Places
 from tachograph.reproduction.plan import Plan, make_plan
-from tachograph.restoring import Command
+from tachograph.restoring.restore import Command
 
 
 def plan(folder: Path, words: list[str], own: int, **documents: Any) -> Plan:

@@ -16,7 +16,7 @@ from tachograph.errors import Busy
 from tachograph.records import Batch
 from tachograph.server.inbox import Inbox
 from tachograph.testing import make_batch, make_block
-from tachograph.wire import compress, encode
+from tachograph.wire.encoding import compress, encode
 
 WRITERS = 4
 PER_BATCH = 20

@@ -20,8 +20,8 @@ from tachograph.server.settings import Limits, ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.table import Table
 from tachograph.testing.builders import START, make_batch, make_block
-from tachograph.wire import compress, encode
-from tachograph.wire_tables import table_from_json
+from tachograph.wire.encoding import compress, encode
+from tachograph.wire.tables import table_from_json
 
 KINDS = ("sqlite", "parquet")
 FEW = 60

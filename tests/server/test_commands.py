@@ -22,13 +22,13 @@ import tachograph
 from tachograph import host, registry
 from tachograph.backends.base import Condition, Query, SupportsDigests
 from tachograph.cli import main
-from tachograph.copying import copy_store
-from tachograph.digests import DIGESTED, digest_table
 from tachograph.errors import StoreError
 from tachograph.journal import JournalWriter
+from tachograph.reading.digests import DIGESTED, digest_table
 from tachograph.records import Series, now_us, uuid7
-from tachograph.syncing import send_journals
 from tachograph.testing.builders import make_batch
+from tachograph.transfer.copying import copy_store
+from tachograph.transfer.syncing import send_journals
 
 _MARK = "GET - 404"
 Call = Callable[..., "Answer"]
@@ -342,7 +342,7 @@ def test_copy_of_chosen_runs_goes_on_where_it_was_interrupted(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C between pages, then again: complete, and what is there is not fetched once more."""
-    monkeypatch.setattr("tachograph.portions.PAGE", 100)
+    monkeypatch.setattr("tachograph.reading.portions.PAGE", 100)
     source = registry.open_backend(place.server.url)
     target = registry.open_backend(f"sqlite:///{tmp_path}/some.sqlite", create=True)
     with tachograph.open(place.server.url) as store:

@@ -22,7 +22,7 @@ from tachograph.records import Batch
 from tachograph.server import following, news, tails
 from tachograph.server.news import Position, look
 from tachograph.testing.builders import START, make_batch, make_block
-from tachograph.wire import MEDIA_TYPE, compress, encode
+from tachograph.wire.encoding import MEDIA_TYPE, compress, encode
 
 
 @pytest.fixture(autouse=True)

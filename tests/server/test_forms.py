@@ -28,12 +28,12 @@ from recorded import (
 from tachograph import host
 from tachograph.backends.base import Query
 from tachograph.errors import TooLarge
-from tachograph.listing import SILENT_US
+from tachograph.reading.listing import SILENT_US
 from tachograph.records import TABLES, Batch, now_us
 from tachograph.server import negotiation, readers
 from tachograph.server.negotiation import choose
 from tachograph.testing.builders import START, make_batch, make_block
-from tachograph.wire_tables import ARROW, JSON
+from tachograph.wire.tables import ARROW, JSON
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,16 @@ from inbox_child import WRITERS, batch
 
 from tachograph import host, registry
 from tachograph.backends.base import Condition, Query
-from tachograph.drain import Stores, send_journal
+from tachograph.delivery.drain import Stores, send_journal
+from tachograph.delivery.sink import Sink
 from tachograph.errors import Busy, Full, Gap, StoreError, TachographWarning
 from tachograph.journal import JournalWriter
 from tachograph.journal_reader import list_journals
 from tachograph.records import Batch, uuid7
 from tachograph.server import commit, inbox, marks, tails
 from tachograph.server.inbox import Inbox
-from tachograph.sink import Sink
 from tachograph.testing import START, make_batch
-from tachograph.wire import compress, encode
+from tachograph.wire.encoding import compress, encode
 
 CHILD = Path(__file__).parent / "inbox_child.py"
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tachograph.testing.builders import START, make_batch, make_block
-from tachograph.wire import MEDIA_TYPE, encode
+from tachograph.wire.encoding import MEDIA_TYPE, encode
 
 RUN = {"run_id": "r", "root_id": "r", "status": "finished", "started_at": START, "seq": 0}
 

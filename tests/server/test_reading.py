@@ -24,7 +24,7 @@ from tachograph.backends.base import Condition, Query
 from tachograph.query import Store
 from tachograph.records import TABLES, split_special
 from tachograph.table import Table
-from tachograph.wire_tables import conditions_to_json, query_to_json
+from tachograph.wire.tables import conditions_to_json, query_to_json
 
 
 @pytest.fixture(scope="module", params=KINDS)

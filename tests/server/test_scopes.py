@@ -13,7 +13,7 @@ from tachograph.records import TABLES
 from tachograph.server.describing import describe
 from tachograph.server.scopes import covered_runs
 from tachograph.testing.builders import START, make_batch
-from tachograph.wire_tables import ARROW
+from tachograph.wire.tables import ARROW
 
 RUN_TABLES = [name for name, spec in TABLES.items() if "run_id" in spec.columns]
 

@@ -20,9 +20,10 @@ import pytest
 from faulty import FAULTS, FaultyServer
 
 import tachograph
-from tachograph import drain, drain_thread, outbox, recorder
+from tachograph import recorder
 from tachograph.backends import remote
 from tachograph.backends.remote_http import Patience
+from tachograph.delivery import drain, drain_thread, outbox
 from tachograph.errors import StoreError, TachographWarning
 from tachograph.journal_reader import list_journals, read_batches
 
@@ -32,7 +33,7 @@ DEADLINE = 0.5
 TRAINING = """
 import json, sys, time
 import tachograph
-from tachograph import drain_thread
+from tachograph.delivery import drain_thread
 
 drain_thread.TICK_SECONDS = 0.05  # the server is tried from the first steps on
 url, run_id, steps, deadline = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -210,7 +211,7 @@ def test_a_server_that_comes_back_gets_everything_once(
 FITS = """
 import json, sys, time
 import numpy, xgboost
-from tachograph import drain_thread
+from tachograph.delivery import drain_thread
 from tachograph.callbacks import XGBoostCallback
 
 drain_thread.TICK_SECONDS = 0.05
@@ -277,7 +278,7 @@ def test_a_fit_of_a_framework_goes_on_as_without_a_server(
 ENDING = """
 import os, sys, time
 import tachograph
-from tachograph import drain_thread
+from tachograph.delivery import drain_thread
 drain_thread.TICK_SECONDS = 0.05
 run = tachograph.start_run(run_id=sys.argv[2], config={
     "backend": sys.argv[1], "record": {"exit_deadline": 0.5, "system": False}

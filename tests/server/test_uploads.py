@@ -27,7 +27,7 @@ from tachograph.server.app import make_app
 from tachograph.server.settings import Limits, ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.testing import make_batch
-from tachograph.wire import MEDIA_TYPE, encode
+from tachograph.wire.encoding import MEDIA_TYPE, encode
 
 DATA = bytes(range(256)) * 10_000  # 2.5 MB, which would compress well
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -19,7 +19,7 @@ from tachograph.server.app import make_app
 from tachograph.server.settings import Limits, ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.testing import START, make_batch, make_block
-from tachograph.wire import MEDIA_TYPE, compress, encode
+from tachograph.wire.encoding import MEDIA_TYPE, compress, encode
 
 Send = Callable[..., httpx.Response]
 

@@ -11,7 +11,7 @@ from tachograph.cli.render import (
     print_table,
     section,
 )
-from tachograph.comparison import Comparison, Difference
+from tachograph.comparing.comparison import Comparison, Difference
 from tachograph.table import Table
 
 

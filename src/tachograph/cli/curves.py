@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tachograph import tensor_grids
 from tachograph.cli.render import console, context_label, short_id
 from tachograph.errors import QueryError
 from tachograph.query import Store
-from tachograph.tensor_ranking import worst_first
+from tachograph.tensors import grids as tensor_grids
+from tachograph.tensors.ranking import worst_first
 
 MOST_CURVES = 8
 """More are not told apart."""

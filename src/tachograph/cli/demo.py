@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 from rich.rule import Rule
 
-from tachograph import comparison
 from tachograph.cli import comparing, curves, reading
 from tachograph.cli.render import console, print_table
+from tachograph.comparing import comparison
 from tachograph.query import Store, open_store
 
 TRAININGS = {

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from tachograph import environments
 from tachograph.cli.options import RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import console
 from tachograph.errors import QueryError
+from tachograph.restoring import environments
 
 
 def register(app: typer.Typer) -> None:

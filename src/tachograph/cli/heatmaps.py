@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tachograph.cli.render import console, short_name
-from tachograph.tensor_grids import (
+from tachograph.tensors.grids import (
     Grid,
     HistogramGrid,
     Scale,

@@ -12,7 +12,7 @@ from tachograph.backends.base import SupportsCompact
 from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
 from tachograph.cli.render import console, print_json, print_table, shown, size
 from tachograph.config import SETTINGS, load_config
-from tachograph.credentials import locate_token
+from tachograph.security.credentials import locate_token
 
 
 def register(app: typer.Typer) -> None:

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 import typer
 
-from tachograph import credentials, registry
+from tachograph import registry
 from tachograph.addresses import is_loopback
 from tachograph.errors import ConfigError
+from tachograph.security import credentials
 
 ServerArgument = Annotated[
     str, typer.Argument(metavar="URL", help="Address of the server, such as https://host:8765.")

@@ -22,10 +22,10 @@ from tachograph.cli.render import (
     size,
     sparkline,
 )
-from tachograph.levels import assess
+from tachograph.levels.level import assess
 from tachograph.query import Store
+from tachograph.reading.run_record import RunRecord
 from tachograph.records import now_us
-from tachograph.runrecord import RunRecord
 
 _FEW_METRICS = 40
 _FEW_PARAMS = 40

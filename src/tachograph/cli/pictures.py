@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tachograph.cli.curves import Curve, finite_points
 from tachograph.errors import QueryError
-from tachograph.tensor_grids import Grid, HistogramGrid, scale_of
+from tachograph.tensors.grids import Grid, HistogramGrid, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from tachograph import tensor_grids
 from tachograph.cli import heatmaps, pictures
 from tachograph.cli.curves import MOST_CURVES, POINTS, Curve, draw, find_curves, fits, tensor_curves
 from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
@@ -17,6 +16,7 @@ from tachograph.cli.render import console, print_json, short_id
 from tachograph.errors import QueryError
 from tachograph.query import Store
 from tachograph.table import Table
+from tachograph.tensors import grids as tensor_grids
 
 _NEEDED = (
     *("run_id", "name", "kind", "context", "step", "size", "l2", "min", "max"),

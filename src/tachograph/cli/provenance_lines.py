@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tachograph.cli.render import shown, size
-from tachograph.documents import Documents, mapping
-from tachograph.grouping import is_seed
-from tachograph.levels_pieces import listed
+from tachograph.levels.pieces import listed
+from tachograph.provenance.grouping import is_seed
+from tachograph.reading.documents import Documents, mapping
 
 Lines = Iterator[tuple[str, str]]
 """Label and text."""

@@ -12,10 +12,10 @@ from rich.text import Text
 from tachograph.cli import provenance_lines as lines
 from tachograph.cli.provenance_lines import Lines, get
 from tachograph.cli.render import console, print_table, section, short_id, size
-from tachograph.documents import Documents
-from tachograph.levels import SHAPE_ERRORS, Reproducibility
-from tachograph.levels_pieces import Finding
-from tachograph.runrecord import RunRecord
+from tachograph.levels.level import SHAPE_ERRORS, Reproducibility
+from tachograph.levels.pieces import Finding
+from tachograph.reading.documents import Documents
+from tachograph.reading.run_record import RunRecord
 
 _FEW_DATA = 30  # rows of a table
 _LONG = 200  # characters of a text

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tachograph import comparison
 from tachograph.cli import comparing, page, provenance_page
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import (
@@ -16,8 +15,9 @@ from tachograph.cli.render import (
     print_json,
     print_table,
 )
+from tachograph.comparing import comparison
 from tachograph.errors import QueryError
-from tachograph.levels import assess, documents_of
+from tachograph.levels.level import assess, documents_of
 from tachograph.query import Store
 from tachograph.records import now_us
 

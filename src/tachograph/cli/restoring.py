@@ -10,8 +10,8 @@ import typer
 
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import console, print_json, size
-from tachograph.restoring import Command, command_of, restore_run
-from tachograph.sources import Restored
+from tachograph.restoring.restore import Command, command_of, restore_run
+from tachograph.restoring.sources import Restored
 
 _NAMED = 20  # files of one kind
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tachograph import seen as sightings
 from tachograph.cli.options import JsonOption, StoreOption, open_for_reading
 from tachograph.cli.render import console, print_json, print_table
+from tachograph.comparing import seen as sightings
 from tachograph.errors import QueryError
 
 

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tachograph import registry, syncing
+from tachograph import registry
 from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
 from tachograph.cli.progress import shown_progress
 from tachograph.cli.render import console, print_json, print_table, size
-from tachograph.copying import CopyReport, copy_store
-from tachograph.syncing import FilesReport, Verdict
+from tachograph.transfer import syncing
+from tachograph.transfer.copying import CopyReport, copy_store
+from tachograph.transfer.syncing import FilesReport, Verdict
 
 
 def register(app: typer.Typer) -> None:

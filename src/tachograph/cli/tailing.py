@@ -14,8 +14,8 @@ from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_fo
 from tachograph.cli.render import console, context_label, local_time, shown
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
+from tachograph.reading.run_record import RunRecord
 from tachograph.records import Row, join_special
-from tachograph.runrecord import RunRecord
 from tachograph.values import plain
 
 _SECONDS = 1.0  # between two looks at a store that does not tell by itself

@@ -19,13 +19,13 @@ from tachograph.cli.render import (
     sparkline,
 )
 from tachograph.errors import QueryError
-from tachograph.facts import decode_context
 from tachograph.query import Store
-from tachograph.runrecord import RunRecord
+from tachograph.reading.facts import decode_context
+from tachograph.reading.run_record import RunRecord
 from tachograph.table import Table
-from tachograph.tensor_query import COLUMNS, SERIES
-from tachograph.tensor_ranking import with_remarks, worst_first
-from tachograph.tensor_records import KINDS
+from tachograph.tensors.query import COLUMNS, SERIES
+from tachograph.tensors.ranking import with_remarks, worst_first
+from tachograph.tensors.records import KINDS
 
 _FEW = 30
 _FEW_ON_PAGE = 5

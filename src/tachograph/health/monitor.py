@@ -22,9 +22,9 @@ from tachograph.health.stall import Stall
 from tachograph.journal import JournalWriter
 from tachograph.journal_reader import JournalReader
 from tachograph.records import Batch, MetricBlock, Row
-from tachograph.redaction import redact_text
+from tachograph.security.redaction import redact_text
 from tachograph.settings import HealthConfig
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 from tachograph.values import canonical_json
 from tachograph.warning import warn_once
 

@@ -12,7 +12,7 @@ from tachograph.health.findings import Finding
 from tachograph.health.rules import RunRules
 from tachograph.records import MetricBlock, Row, Series, join_special
 from tachograph.settings import HealthConfig
-from tachograph.tensor_records import STATISTICS
+from tachograph.tensors.records import STATISTICS
 
 if TYPE_CHECKING:
     from tachograph.query import Store

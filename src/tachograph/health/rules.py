@@ -15,7 +15,7 @@ from tachograph.health.steps import Assembler, TensorStep
 from tachograph.health.weights import FrozenWeights, LargeUpdates, SmallUpdates
 from tachograph.records import MetricBlock
 from tachograph.settings import HealthConfig
-from tachograph.tensor_records import TensorKey
+from tachograph.tensors.records import TensorKey
 
 GRADIENT_NORM = "gradient_norm"
 MOST = 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tachograph.tensor_records import STATISTICS, TensorKey
+from tachograph.tensors.records import STATISTICS, TensorKey
 
 Array = Any  # numpy.ndarray; numpy is an optional library
 

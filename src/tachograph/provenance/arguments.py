@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tachograph.provenance import Document
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
 from tachograph.provenance.shell import shell_kind
-from tachograph.redaction import REDACTED, secret_arguments
+from tachograph.security.redaction import REDACTED, secret_arguments
 from tachograph.values import flatten, plain
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _existing(words: Iterable[str]) -> list[Path]:
         return []
     if not paths:
         return []
-    from tachograph.secret_files import is_secret_file  # most starts do without
+    from tachograph.security.secret_files import is_secret_file  # most starts do without
 
     found = (path for path in paths if os.path.isfile(path) and not is_secret_file(path))
     return [Path(path) for path in found][:MAX_FILES]

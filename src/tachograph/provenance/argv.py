@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tachograph.provenance.modules import import_root, in_environment
 from tachograph.provenance.shell import shell_kind
-from tachograph.redaction import redact_argv
+from tachograph.security.redaction import redact_argv
 
 
 def collect() -> dict[str, Any]:

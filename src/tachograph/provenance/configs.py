@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tachograph.provenance import Document
 from tachograph.provenance.contents import content_of
 from tachograph.provenance.copies import copied
-from tachograph.redaction import redact_text, redact_value
+from tachograph.security.redaction import redact_text, redact_value
 from tachograph.values import json_text
 
 MAX_BYTES = 1 << 20

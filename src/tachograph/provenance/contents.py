@@ -6,7 +6,7 @@ import hashlib
 from typing import NamedTuple
 
 from tachograph.provenance import Document
-from tachograph.redaction import REDACTED, redact_text
+from tachograph.security.redaction import REDACTED, redact_text
 
 
 class Content(NamedTuple):

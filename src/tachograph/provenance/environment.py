@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tachograph.redaction import redact_environment, redact_value
+from tachograph.security.redaction import redact_environment, redact_value
 
 
 def collect() -> dict[str, Any]:

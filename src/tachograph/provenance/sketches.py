@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tachograph.provenance import Document
-from tachograph.redaction import is_secret_name, redact_text
+from tachograph.security.redaction import is_secret_name, redact_text
 
 DISTINCT = 1_000
 """Up to so many distinct values are counted."""

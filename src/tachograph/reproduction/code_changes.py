@@ -8,8 +8,8 @@ from typing import Any
 
 from tachograph.errors import StoreError
 from tachograph.query import Store
-from tachograph.runrecord import RunRecord
-from tachograph.sources import read_archive
+from tachograph.reading.run_record import RunRecord
+from tachograph.restoring.sources import read_archive
 
 
 def first_changed_line(store: Store, first: RunRecord, second: RunRecord) -> str | None:

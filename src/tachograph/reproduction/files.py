@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tachograph.documents import Documents
 from tachograph.errors import StoreError
 from tachograph.provenance.trees import MAIN
+from tachograph.reading.documents import Documents
 from tachograph.reproduction.places import Places
 
 

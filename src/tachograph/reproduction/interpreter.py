@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tachograph import environments
-from tachograph.documents import Documents
 from tachograph.errors import StoreError
 from tachograph.provenance import packages
-from tachograph.sources import new_folder
+from tachograph.reading.documents import Documents
+from tachograph.restoring import environments
+from tachograph.restoring.sources import new_folder
 
 _READY = "tachograph-ready"
 _VERSION = re.compile(r"\d+(\.\d+)+[a-z0-9+]*")

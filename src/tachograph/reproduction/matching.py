@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tachograph.backends.base import Condition, Query
-from tachograph.lookup import family_of
 from tachograph.query import Store
+from tachograph.reading.lookup import family_of
 from tachograph.records import Row
 
 SECTION = "reproduction"

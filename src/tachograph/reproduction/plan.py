@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tachograph.documents import Documents
 from tachograph.identity import LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE
-from tachograph.redaction import REDACTED, redact_environment
+from tachograph.reading.documents import Documents
 from tachograph.reproduction.places import Places
-from tachograph.restoring import Command
+from tachograph.restoring.restore import Command
+from tachograph.security.redaction import REDACTED, redact_environment
 
 _OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it computes
     r"TACHOGRAPH_(BACKEND|JOURNAL|CONFIG|TOKEN|REPRODUCES|DISABLED)|PYTHON(PATH|HOME|EXECUTABLE)"

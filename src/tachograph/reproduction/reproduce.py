@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tachograph import comparison, origin
-from tachograph.documents import Documents
+from tachograph.comparing import comparison
 from tachograph.errors import StoreError, TachographError
+from tachograph.identity import REPRODUCES_VARIABLE
+from tachograph.provenance.rows import provenance_row
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
+from tachograph.reading.documents import Documents
+from tachograph.reading.run_record import RunRecord
 from tachograph.records import uuid7
-from tachograph.redaction import redact_argv
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
 from tachograph.reproduction.evidence import gather
@@ -24,9 +26,9 @@ from tachograph.reproduction.matching import SECTION, counterpart, reproductions
 from tachograph.reproduction.places import Places
 from tachograph.reproduction.plan import Plan, make_plan
 from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
-from tachograph.restoring import command_of, restore_run
-from tachograph.runrecord import RunRecord
-from tachograph.sources import Restored, new_folder
+from tachograph.restoring.restore import command_of, restore_run
+from tachograph.restoring.sources import Restored, new_folder
+from tachograph.security.redaction import redact_argv
 
 _SHARED_PREFIXES = ("/", "/usr", "/usr/local")  # where more lies than Python
 
@@ -138,7 +140,7 @@ def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
             "TACHOGRAPH_BACKEND": store.url,
             "TACHOGRAPH_PROJECT": record.row["project"],
             "TACHOGRAPH_DISABLED": None,
-            origin.REPRODUCES_VARIABLE: f"{record.run_id}/{execution}",
+            REPRODUCES_VARIABLE: f"{record.run_id}/{execution}",
         },
     )
     make_folder(plan.folder, restored.folder)
@@ -191,7 +193,7 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
             "tolerance": prepared.wishes.tolerance,
             "exit_status": status,
         }
-        row = origin.provenance_row(SECTION, verdict.document() | about)
+        row = provenance_row(SECTION, verdict.document() | about)
         store.edit({"provenance": [{"run_id": again} | row]})
         if name := store.row(again)["name"]:  # so that the name still means the original
             store.update(again, name=f"{name} (reproduction)")

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from tachograph.errors import WireError
-from tachograph.facts import nearest
+from tachograph.reading.facts import nearest
 from tachograph.records import ColumnType
 from tachograph.server.answers import Refusal
 from tachograph.server.limits import read_body
@@ -20,7 +20,7 @@ from tachograph.server.negotiation import encode, respond, table_form
 from tachograph.server.served import Served
 from tachograph.server.tokens import Grant
 from tachograph.table import Table
-from tachograph.wire_json import read_json
+from tachograph.wire.json_input import read_json
 
 
 async def refuse_unknown(request: Request) -> None:

@@ -18,7 +18,7 @@ from tachograph import __version__
 from tachograph.server.access import Needs
 from tachograph.server.docs_page import render
 from tachograph.server.shapes import SCHEMAS, errors, reference
-from tachograph.wire_tables import JSON
+from tachograph.wire.tables import JSON
 
 router = APIRouter(tags=["operation"])
 

@@ -27,7 +27,7 @@ from tachograph.server.leftovers import bring_in, take_folder
 from tachograph.server.marks import Mark, Marks
 from tachograph.server.tails import Tails
 from tachograph.warning import warn_once
-from tachograph.wire import compress, encode
+from tachograph.wire.encoding import compress, encode
 
 if TYPE_CHECKING:
     from tachograph.backends.base import Backend

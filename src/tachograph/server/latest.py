@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from tachograph.live import Cursors
+from tachograph.reading.live import Cursors
 from tachograph.server.news import MOST_ROWS, Found, Position, key_of, rows_between
 from tachograph.server.served import Served
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tachograph import host
-from tachograph.drain import Stores, alone, orphan, send_journal
+from tachograph.delivery.drain import Stores, alone, orphan, send_journal
 from tachograph.errors import StoreError
 from tachograph.journal_reader import JournalReader, list_journals
 from tachograph.warning import warn_once

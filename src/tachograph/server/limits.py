@@ -19,7 +19,7 @@ from tachograph.errors import Busy
 from tachograph.server.answers import Refusal
 from tachograph.server.settings import Limits
 from tachograph.server.tokens import Grant
-from tachograph.wire import decompress
+from tachograph.wire.encoding import decompress
 
 _WAIT = 2.0  # seconds for other bodies to be done with
 _MINUTE = 60

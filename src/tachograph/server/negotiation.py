@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from tachograph.records import ColumnType
 from tachograph.server.answers import Refusal
 from tachograph.table import Table
-from tachograph.wire_tables import ARROW, JSON, table_to_arrow, table_to_json
+from tachograph.wire.tables import ARROW, JSON, table_to_arrow, table_to_json
 
 HAS_ARROW = importlib.util.find_spec("pyarrow") is not None
 

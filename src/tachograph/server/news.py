@@ -16,10 +16,10 @@ from operator import itemgetter
 
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import WireError
-from tachograph.live import Cursors
+from tachograph.reading.live import Cursors
 from tachograph.records import Row
 from tachograph.server.served import Served
-from tachograph.wire_tables import to_json
+from tachograph.wire.tables import to_json
 
 MOST_ROWS = 5_000
 """About so many rows are looked at in one go; a client that has much to catch up asks again."""

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tachograph.errors import AccessDenied, Busy
-from tachograph.live import LiveReader
 from tachograph.merge import change_order, merge_changes
+from tachograph.reading.live import LiveReader
 from tachograph.records import TABLES, Batch, Row
 from tachograph.server.scopes import covered_runs
-from tachograph.tensor_records import TensorRows
+from tachograph.tensors.records import TensorRows
 
 if TYPE_CHECKING:
     from tachograph.server.inbox import Inbox

@@ -26,8 +26,8 @@ from tachograph.server import shapes, stretches
 from tachograph.server.access import Admin, Overseer, Reader
 from tachograph.server.asking import Found, answer_table, read_document, refuse_unknown
 from tachograph.server.served import Served
-from tachograph.wire_json import read_json
-from tachograph.wire_tables import conditions_from_json, query_from_json, text_of
+from tachograph.wire.json_input import read_json
+from tachograph.wire.tables import conditions_from_json, query_from_json, text_of
 
 SQL_BYTES = 256 << 20
 """Memory that the answer to one SELECT may take, about."""

@@ -15,8 +15,8 @@ from tachograph import __version__
 from tachograph.backends.base import Condition
 from tachograph.backends.base import Query as TableQuery
 from tachograph.errors import WireError
-from tachograph.listing import BOOKKEEPING
 from tachograph.query import Store
+from tachograph.reading.listing import BOOKKEEPING
 from tachograph.records import FORMAT_VERSION, TABLES, split_special
 from tachograph.server import shapes, stretches
 from tachograph.server.access import Reader
@@ -26,8 +26,8 @@ from tachograph.server.served import Served
 from tachograph.server.settings import PROTOCOL
 from tachograph.server.tokens import Grant
 from tachograph.table import Table
-from tachograph.wire_json import read_json
-from tachograph.wire_tables import table_to_json, to_json
+from tachograph.wire.json_input import read_json
+from tachograph.wire.tables import table_to_json, to_json
 
 DOCUMENTS: Mapping[str, tuple[str, ...]] = {
     "params": ("path",),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tachograph import host
 from tachograph.backends.base import Backend, Query, SupportsInterrupt
 from tachograph.errors import StoreError, TooLarge
-from tachograph.live import Cursors, LiveReader
 from tachograph.merge import matches, select
 from tachograph.query import Store
+from tachograph.reading.live import Cursors, LiveReader
 from tachograph.records import RELAY, Batch
 from tachograph.server.scopes import Narrowed
 from tachograph.table import Table

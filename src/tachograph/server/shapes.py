@@ -9,7 +9,7 @@ from typing import Any
 
 from tachograph.backends.base import OPERATORS
 from tachograph.records import TABLES
-from tachograph.wire_tables import ARROW, JSON
+from tachograph.wire.tables import ARROW, JSON
 
 Schema = dict[str, Any]
 

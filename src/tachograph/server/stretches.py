@@ -10,12 +10,12 @@ from itertools import chain
 from typing import Any, Literal, TypeVar
 
 from tachograph.backends.base import Condition
-from tachograph.digests import add_digests
 from tachograph.errors import TooLarge
-from tachograph.live import LiveReader
-from tachograph.point_query import by_step, find_series, read_points
+from tachograph.reading.digests import add_digests
+from tachograph.reading.live import LiveReader
+from tachograph.reading.point_query import by_step, find_series, read_points
+from tachograph.reading.reduction import reduce
 from tachograph.records import TABLES
-from tachograph.reduction import reduce
 from tachograph.server.served import Served
 from tachograph.table import Table
 

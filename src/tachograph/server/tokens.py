@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tachograph.errors import ConfigError
-from tachograph.private_files import edited, write_private
+from tachograph.security.private_files import edited, write_private
 
 RIGHTS = ("read", "write", "admin")
 PREFIX = "tacho_"

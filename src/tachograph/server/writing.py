@@ -16,9 +16,9 @@ from tachograph.server import shapes
 from tachograph.server.access import Writer
 from tachograph.server.answers import Refusal
 from tachograph.server.limits import read_encoded
-from tachograph.wire import MEDIA_TYPE, compress, decode, encode, from_json
-from tachograph.wire_json import read_json
-from tachograph.wire_tables import JSON
+from tachograph.wire.encoding import MEDIA_TYPE, compress, decode, encode, from_json
+from tachograph.wire.json_input import read_json
+from tachograph.wire.tables import JSON
 
 if TYPE_CHECKING:
     from tachograph.server.app import Server

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tachograph import histograms, recorder, registry
+from tachograph import recorder, registry
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import StoreNotFound
 from tachograph.records import Row
 from tachograph.start import start_run
+from tachograph.tensors import histograms
 from tachograph.warning import forget_warnings
 
 FAULTS = (

@@ -1,0 +1,1 @@
+"""Runs beside each other: what they share, where they differ, what was run before."""

@@ -1,0 +1,198 @@
+"""The level of reproduction that a run's record allows, and what keeps it from a stronger one.
+
+Levels, the strongest first: ``exact`` (bit for bit), ``statistical`` (the same within the spread of
+seeds), ``methodological`` (the method can be followed), ``conceptual`` (only the idea is known).
+`docs/explanation/reproducibility.md` defines them, and says what none of them can promise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tachograph.backends.base import Condition, Query
+from tachograph.levels.code import code
+from tachograph.levels.pieces import (
+    METHODOLOGICAL,
+    Finding,
+    configuration,
+    data,
+    environment,
+    hardware,
+)
+from tachograph.levels.seeds import seeds
+from tachograph.query import Store
+from tachograph.reading.lookup import family_of
+from tachograph.reading.run_record import RunRecord
+from tachograph.reproduction.matching import reproductions
+
+LEVELS = ("exact", "statistical", "methodological", "conceptual")
+"""From the strongest to the weakest."""
+
+SHAPE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What comes of a document in the place of another: anyone may record a section of any name."""
+
+_REPRODUCTIONS = 100  # that are looked at
+_PARTS = 200  # of a run, that may hold what is known of its data
+_DOCUMENTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reproduction of the run has shown.
+
+    Attributes
+    ----------
+    verdict : str
+        'exact', 'statistical', 'different' or 'failed'.
+    run_id : str
+        The run that was the reproduction.
+    """
+
+    verdict: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reproducibility:
+    """How far a run can be reproduced from its record.
+
+    Attributes
+    ----------
+    level : str
+        The strongest of `LEVELS` that the record allows.
+    verified : Verdict or None
+        The best reproduction that gave the same results, exactly or statistically.
+    findings : tuple of Finding
+        What is missing, what limits the level most first, and notes last.
+    """
+
+    level: str
+    verified: Verdict | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def missing(self) -> tuple[Finding, ...]:
+        """The findings that keep the record from allowing ``exact``."""
+        return tuple(finding for finding in self.findings if finding.limits_to is not None)
+
+
+def assess(
+    record: RunRecord, store: Store, documents: Mapping[str, Any] | None = None
+) -> Reproducibility:
+    """How far a run can be reproduced, with the reproductions of it that are in its store.
+
+    Parameters
+    ----------
+    record : RunRecord
+    store : Store
+        Where the run is; one more question is asked, and a second where only parts of the run
+        know its data.
+    documents : mapping, optional
+        What `documents_of` gives, where it is known.
+    """
+    documents = documents_of(record, store) if documents is None else documents
+    framework = str(record.row["framework"] or "")
+    verdicts = _verdicts(store, record.run_id)
+    return reproducibility(documents, record.params, framework=framework, verdicts=verdicts)
+
+
+def documents_of(record: RunRecord, store: Store) -> dict[str, Any]:
+    """The documents of a run; those on data of its parts, where it has none itself."""
+    documents = record.provenance
+    if any(section.startswith("data.") for section in documents):
+        return documents
+    return documents | _data_of_parts(record, store)
+
+
+def reproducibility(
+    documents: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    framework: str = "",
+    verdicts: tuple[Verdict, ...] = (),
+) -> Reproducibility:
+    """How far a run can be reproduced from what is known of it.
+
+    Parameters
+    ----------
+    documents : mapping
+        Section to document, as `RunRecord.provenance` has them.
+    params : mapping
+        Dotted path to value.
+    framework : str, default ''
+        Its name and version, as the run has it: which random generators the training draws from.
+    verdicts : tuple of Verdict
+        Of reproductions of the run.
+    """
+    known = {section: doc for section, doc in documents.items() if isinstance(doc, Mapping)}
+    found = [
+        *_guarded("code", lambda: code(known, params)),
+        *_guarded("data", lambda: data(known)),
+        *_guarded("configuration", lambda: configuration(known)),
+        *_guarded("environment", lambda: environment(known)),
+        *_guarded("seed", lambda: seeds(known, params, framework)),
+        *_guarded("hardware", lambda: hardware(known)),
+        *_contradictions(verdicts),
+    ]
+    found.sort(key=lambda finding: -_rank(finding.limits_to))
+    level = found[0].limits_to if found and found[0].limits_to else LEVELS[0]
+    return Reproducibility(level, _best(verdicts), tuple(found))
+
+
+def _guarded(area: str, find: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What is found in an area; that its documents have a shape of their own, where they do."""
+    try:
+        return list(find())
+    except SHAPE_ERRORS as error:
+        what = f"what is recorded cannot be read: {type(error).__name__}: {error}"
+        remedy = "record facts of your own in sections with names of your own"
+        return [Finding(area, METHODOLOGICAL, what, remedy)]
+
+
+def _rank(level: str | None) -> int:
+    """0 for what limits nothing, and more the weaker a level is."""
+    return 0 if level is None else LEVELS.index(level)
+
+
+def _best(verdicts: tuple[Verdict, ...]) -> Verdict | None:
+    same = [verdict for verdict in verdicts if verdict.verdict in LEVELS[:2]]
+    return min(same, key=lambda verdict: LEVELS.index(verdict.verdict), default=None)
+
+
+def _contradictions(verdicts: tuple[Verdict, ...]) -> list[Finding]:
+    """Reproductions that did not give the same results; they are told, whatever others gave."""
+    words = {"different": "gave different results", "failed": "did not come to an end"}
+    return [
+        Finding(
+            "reproduction",
+            None,
+            f"a reproduction, run {verdict.run_id}, {words[verdict.verdict]}",
+            f"see what differs: tachograph diff with the two runs, and show {verdict.run_id}",
+        )
+        for verdict in verdicts
+        if verdict.verdict in words
+    ]
+
+
+# ---------------------------------------------------------------------------- from a store
+
+
+def _verdicts(store: Store, run_id: str) -> tuple[Verdict, ...]:
+    """What reproductions of a run have shown, in the order of their ids."""
+    found = reproductions(store, run_id, _REPRODUCTIONS)
+    return tuple(Verdict(str(one.get("verdict")), run) for run, one in found.items())
+
+
+def _data_of_parts(record: RunRecord, store: Store) -> dict[str, Any]:
+    """What trials, folds and steps know of the data, where the run itself knows nothing."""
+    parts = family_of(store, [record.run_id])[:_PARTS]
+    where = [Condition("run_id", "in", parts), Condition("section", "like", "data.%")]
+    columns = ("section", "document")
+    found = store.read(Query("provenance", where, columns, ["run_id", "section"], _DOCUMENTS))
+    return {
+        section: json.loads(text or "null")
+        for section, text in zip(found["section"], found["document"], strict=True)
+    }

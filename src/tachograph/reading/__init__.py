@@ -1,0 +1,1 @@
+"""What the query layer is made of: lists, filters, points and edits, over any store."""

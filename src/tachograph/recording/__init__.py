@@ -1,0 +1,1 @@
+"""What a run records beside its points, gathered without delaying the training."""

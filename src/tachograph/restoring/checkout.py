@@ -1,0 +1,97 @@
+"""The whole source tree of a run: the commit, the uncommitted work, and the files of its archive.
+
+A commit comes from where the run was recorded, if it is still there, or from the remote. No hook
+of either is run, nor any other program that a repository names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tachograph.errors import StoreError
+from tachograph.provenance.git_calls import GitError, ask, reason_of
+from tachograph.provenance.trees import is_inside
+from tachograph.restoring.sources import Restored, new_folder, read_archive, report, write_below
+
+SECONDS = 600.0
+"""What fetching one commit may take."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+
+
+def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Restored:
+    """Make the source tree of a run in a new folder, each tree in a folder of its name.
+
+    Parameters
+    ----------
+    document : mapping
+        The run's document `source`.
+    archive : binary file
+        The artifact that it names.
+    folder : path
+        Does not exist yet, or is empty.
+
+    Returns
+    -------
+    Restored
+        `missing` names trees whose commit could not be had; `patches` has what could not be
+        applied. The files of the archive are there in any case.
+
+    Raises
+    ------
+    StoreError
+        As `sources.restore`.
+    """
+    files, patches = read_archive(document, archive)
+    if strange := [name for name in document["trees"] if not is_inside(name)]:
+        raise StoreError(f"the document is refused: {strange[0]!r} leads out of the folder")
+    target = new_folder(folder)
+    missing: dict[str, str] = {}
+    for name in sorted(document["trees"]):  # a project before its submodules
+        try:
+            _commit(document["trees"][name], target / name)
+        except GitError as error:
+            missing[name] = reason_of(error)
+            continue
+        if name in patches:
+            try:
+                ask(target / name, "apply", "--whitespace=nowarn", given=patches[name].content)
+                del patches[name]
+            except GitError as error:
+                missing[f"{name}.diff"] = reason_of(error)
+    for key, member in files.items():
+        write_below(target, key, member)
+    found = report(document, target, files, patches)
+    return Restored(target, found.files, found.redacted, found.missing | missing, found.patches)
+
+
+def _commit(tree: Mapping[str, Any], folder: Path) -> None:
+    """Check a commit out into a folder; GitError where it is not to be had."""
+    commit = str(tree.get("commit") or "")
+    if not commit:
+        raise GitError(str(tree.get("missing") or "nothing was committed"))
+    if not _COMMIT.fullmatch(commit):
+        raise GitError("what the document calls a commit is none")
+    folder.mkdir(parents=True, exist_ok=True)
+    ask(folder, "init", "-q", "--template=")
+    problems = []
+    for source in filter(None, (tree.get("root"), tree.get("remote"))):
+        try:
+            _fetch(folder, str(source), commit)
+            ask(folder, "checkout", "-q", "--detach", commit, timeout=SECONDS)
+            return
+        except GitError as error:
+            problems.append(str(error))
+    raise GitError("; ".join(problems) or "there is no remote to have it from")
+
+
+def _fetch(folder: Path, source: str, commit: str) -> None:
+    """One commit, or where a server does not give that all branches."""
+    fetch = ("fetch", "-q", "--no-tags", "--no-recurse-submodules")
+    try:
+        ask(folder, *fetch, "--depth=1", "--", source, commit, timeout=SECONDS)
+    except GitError:
+        ask(folder, *fetch, "--", source, "+refs/heads/*:refs/heads/*", timeout=SECONDS)

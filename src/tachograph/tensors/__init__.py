@@ -1,0 +1,1 @@
+"""Statistics of weights and gradients: packed on their way in, and as readers want them."""
