@@ -79,8 +79,15 @@ def test_the_remote_is_asked_where_the_folder_is_gone(
     """And where that is gone too, the files of the archive are there all the same."""
     document, archive = recorded
     shutil.rmtree(project)
+    document["trees"]["project"]["root"] = f"file://{tmp_path}/origin"  # no folder of this machine
+    restored = checkout(document, archive, tmp_path / "unasked", ask_remotes=False)
+    assert (restored.missing, restored.remotes) == ({}, {"project": str(tmp_path / "origin")})
+    assert (tmp_path / "unasked/project/train.py").read_text() == "x = 2\n"
+    assert not (tmp_path / "unasked/project/README").exists()
+
+    archive.seek(0)
     restored = checkout(document, archive, tmp_path / "back")
-    assert restored.missing == {}
+    assert (restored.missing, restored.remotes) == ({}, {})
     assert (tmp_path / "back/project/README").read_text() == "read me\n"
 
     shutil.rmtree(tmp_path / "origin")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,8 +222,6 @@ def test_a_module_a_command_and_python_path_run_again(laboratory: Laboratory) ->
 
 def test_a_program_from_standard_input_is_not_to_be_had(laboratory: Laboratory) -> None:
     """And that is said before anything is made."""
-    import subprocess
-
     from laboratory import environment
 
     laboratory.write("helper.py", "")
@@ -309,6 +309,30 @@ def test_nothing_runs_unless_somebody_agrees(
     assert command([*words, "--yes"]) == 0
     assert (laboratory.folder / "ran").read_text() == "xx"
     assert "exact: all 20 points of 1 metric are the same bit for bit" in capsys.readouterr().out
+
+
+def test_nothing_is_fetched_unless_somebody_agrees(
+    laboratory: Laboratory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A remote is shown with the command, and asked after that, also where it is not there."""
+    laboratory.write("train.py", "open('rows.txt')\n" + LOOP)
+    laboratory.write("rows.txt", "")
+    laboratory.commit()
+    original, copy = laboratory.project, laboratory.folder / "copy"
+    subprocess.run(["git", "clone", "-q", str(original), str(copy)], check=True)
+    laboratory.project = copy
+    run = laboratory.run("train.py")
+    shutil.rmtree(copy)
+    words = ["reproduce", run, "--here", "--store", laboratory.url, "--folder"]
+    assert command([*words, str(laboratory.folder / "one")]) == 1
+    shown = capsys.readouterr().out
+    assert f"of project from {original}" in shown
+    assert not (laboratory.folder / "one/project/rows.txt").exists()
+    assert command([*words, str(laboratory.folder / "two"), "--yes"]) == 0
+    assert (laboratory.folder / "two/project/rows.txt").exists()
+    shutil.rmtree(original)
+    assert command([*words, str(laboratory.folder / "three"), "--yes"]) == 1
+    assert "not in the code that was kept: project: " in capsys.readouterr().out
 
 
 def test_the_command_prints_json_and_its_status_tells(
@@ -525,7 +549,7 @@ def test_code_is_kept_though_the_process_ends_meanwhile(laboratory: Laboratory) 
     laboratory.write(
         "train.py",
         "import tempfile, threading, time, tachograph\n"
-        "from tachograph import artifacts\n"
+        "from tachograph.recording import artifacts\n"
         "copy, begun = artifacts._copy, threading.Event()\n"
         "def slowly(*given, **more):\n"
         "    begun.set()\n"

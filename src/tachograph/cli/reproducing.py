@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from tachograph.cli.render import (
 )
 from tachograph.errors import QueryError, TachographError
 from tachograph.reproduction.evidence import Departure
-from tachograph.reproduction.reproduce import Prepared, Wishes, prepare, run_again
+from tachograph.reproduction.reproduce import Prepared, Wishes, fetch, prepare, run_again
 from tachograph.reproduction.verdict import (
     DIFFERENT,
     EXACT,
@@ -135,6 +135,9 @@ def reproduce(
             _print_plan(prepared)
     if not yes:
         _ask()
+    known, prepared = _rows(prepared), fetch(prepared)
+    if not as_json:
+        _print_rows(row for row in _rows(prepared) if row not in known)
     # What the program prints is no part of the document.
     verdict = run_again(prepared, output=_STDERR if as_json else None)
     if as_json:
@@ -176,9 +179,15 @@ def _ask() -> None:
 
 
 def _print_plan(prepared: Prepared) -> None:
-    record, plan = prepared.record, prepared.plan
+    record = prepared.record
     name = f" {escape(_visible(record.name))}" if record.name else ""
     section(f"Reproducing {short_id(record.run_id)}{name}")
+    _print_rows(_rows(prepared))
+
+
+def _rows(prepared: Prepared) -> list[tuple[str, str]]:
+    """What is to happen, line by line."""
+    plan = prepared.plan
     rows = [("runs", plan.text), ("in", str(plan.folder)), ("with", _environment(prepared))]
     for variable, value in sorted(plan.changed.items()):
         if not variable.startswith("TACHOGRAPH_"):
@@ -186,7 +195,13 @@ def _print_plan(prepared: Prepared) -> None:
             rows.append(
                 ("variable", f"{variable}={value}{now}" if value else f"without {variable}")
             )
-    rows += [("note", note) for note in plan.notes]
+    trees = prepared.record.provenance["source"]["trees"] if prepared.fetches else {}
+    for tree, remote in prepared.fetches.items():
+        rows.append(("fetches", f"commit {trees[tree]['commit'][:12]} of {tree} from {remote}"))
+    return [*rows, *(("note", note) for note in plan.notes)]
+
+
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     for head, text in rows:
         console().print(f"[dim]{head:<9}[/]", end="")
         console().print(_visible(text), markup=False, soft_wrap=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +80,8 @@ class Prepared:
     store_url : str
     execution : str
         What the runs that the command records are known by.
+    fetches : dict of str to str
+        Tree of the code to the remote that its commit is to be fetched from.
     """
 
     record: RunRecord
@@ -86,12 +90,14 @@ class Prepared:
     environment: str
     store_url: str
     execution: str
+    fetches: Mapping[str, str]
 
 
 def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     """Restore the code of a run and make its command ready; nothing of it is run.
 
-    The environment is made by `run_again` where it is not there yet.
+    Nothing is asked of other machines: a commit that is not here is for `fetch`, and the
+    environment is made by `run_again` where it is not there yet.
 
     Raises
     ------
@@ -107,6 +113,20 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
         return _prepare(store, record, wishes)
 
 
+def fetch(prepared: Prepared) -> Prepared:
+    """Restore the code once more, with the commits that have to come from a remote."""
+    if not prepared.fetches:
+        return prepared
+    for path in prepared.wishes.folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    run = prepared.record.run_id
+    with open_store(prepared.store_url) as store, _readable(run):
+        return _prepare(store, store.run(run), prepared.wishes, ask_remotes=True)
+
+
 @contextlib.contextmanager
 def _readable(run_id: str) -> Iterator[None]:
     """Documents may have been made by anyone: what cannot be worked with is an error of them."""
@@ -119,9 +139,11 @@ def _readable(run_id: str) -> Iterator[None]:
         raise StoreError(f"the record of {run_id} cannot be worked with: {what}") from error
 
 
-def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
+def _prepare(
+    store: Store, record: RunRecord, wishes: Wishes, *, ask_remotes: bool = False
+) -> Prepared:
     documents = record.provenance
-    restored = _restore(store, record, wishes)
+    restored = _restore(store, record, wishes, ask_remotes=ask_remotes)
     command = command_of(documents, restored)
     if not command.words:
         reasons = "; ".join(command.notes) or "its command is not known"
@@ -155,19 +177,21 @@ def _prepare(store: Store, record: RunRecord, wishes: Wishes) -> Prepared:
     )
     if how == "made":
         plan.notes.extend(f"not installed: {text}" for text in interpreter.left_out(documents))
-    return Prepared(record, plan, wishes, how, store.url, execution)
+    return Prepared(record, plan, wishes, how, store.url, execution, restored.remotes)
 
 
 def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
     """Run it, wait for its end, compare, and record the verdict with the new run.
 
-    What the program prints goes where this process prints, or to the file descriptor `output`.
+    What is still to be fetched is fetched first. What the program prints goes where this process
+    prints, or to the file descriptor `output`.
 
     Raises
     ------
     StoreError
         The environment cannot be made, the command not started, or no run was recorded.
     """
+    prepared = fetch(prepared)
     if prepared.environment == "made":
         interpreter.make_environment(prepared.record.provenance)
     original, plan = prepared.record.run_id, prepared.plan
@@ -226,15 +250,17 @@ def _compare(store: Store, original: str, again: str, prepared: Prepared) -> Ver
 # ---------------------------------------------------------------------------- the code
 
 
-def _restore(store: Store, record: RunRecord, wishes: Wishes) -> Restored:
+def _restore(store: Store, record: RunRecord, wishes: Wishes, *, ask_remotes: bool) -> Restored:
     try:
-        restored = restore_run(store, record, wishes.folder)
+        restored = restore_run(store, record, wishes.folder, ask_remotes=ask_remotes)
     except StoreError:
         if wishes.code is None:
             raise
         restored = Restored(new_folder(wishes.folder), [], [], {}, {})
     if wishes.code is not None:
         _put_in_place(wishes.code.resolve(), restored.folder / MAIN)
+        needed = {k: v for k, v in restored.remotes.items() if k.partition("/")[0] != MAIN}
+        restored = dataclasses.replace(restored, remotes=needed)
     return restored
 
 

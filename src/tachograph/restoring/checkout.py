@@ -6,8 +6,9 @@ of either is run, nor any other program that a repository names.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +23,9 @@ SECONDS = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Restored:
+def checkout(
+    document: Mapping[str, Any], archive: BinaryIO, folder: Path, *, ask_remotes: bool = True
+) -> Restored:
     """Make the source tree of a run in a new folder, each tree in a folder of its name.
 
     Parameters
@@ -33,12 +36,15 @@ def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Re
         The artifact that it names.
     folder : path
         Does not exist yet, or is empty.
+    ask_remotes : bool, default True
+        Whether a commit that is not on this machine may be fetched from the remote.
 
     Returns
     -------
     Restored
-        `missing` names trees whose commit could not be had; `patches` has what could not be
-        applied. The files of the archive are there in any case.
+        `remotes` names trees whose remote was not to be asked; `missing` those whose commit could
+        not be had; `patches` has what could not be applied. The files of the archive are there in
+        any case.
 
     Raises
     ------
@@ -50,11 +56,16 @@ def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Re
         raise StoreError(f"the document is refused: {strange[0]!r} leads out of the folder")
     target = new_folder(folder)
     missing: dict[str, str] = {}
+    remotes: dict[str, str] = {}
     for name in sorted(document["trees"]):  # a project before its submodules
+        tree = document["trees"][name]
         try:
-            _commit(document["trees"][name], target / name)
+            _commit(tree, target / name, ask_remotes=ask_remotes)
         except GitError as error:
-            missing[name] = reason_of(error)
+            if tree.get("remote") and not ask_remotes and _is_commit(tree.get("commit")):
+                remotes[name] = str(tree["remote"])
+            else:
+                missing[name] = reason_of(error)
             continue
         if name in patches:
             try:
@@ -65,27 +76,41 @@ def checkout(document: Mapping[str, Any], archive: BinaryIO, folder: Path) -> Re
     for key, member in files.items():
         write_below(target, key, member)
     found = report(document, target, files, patches)
-    return Restored(target, found.files, found.redacted, found.missing | missing, found.patches)
+    missing = found.missing | missing
+    return Restored(target, found.files, found.redacted, missing, found.patches, remotes)
 
 
-def _commit(tree: Mapping[str, Any], folder: Path) -> None:
+def _commit(tree: Mapping[str, Any], folder: Path, *, ask_remotes: bool) -> None:
     """Check a commit out into a folder; GitError where it is not to be had."""
     commit = str(tree.get("commit") or "")
     if not commit:
         raise GitError(str(tree.get("missing") or "nothing was committed"))
-    if not _COMMIT.fullmatch(commit):
+    if not _is_commit(commit):
         raise GitError("what the document calls a commit is none")
     folder.mkdir(parents=True, exist_ok=True)
     ask(folder, "init", "-q", "--template=")
     problems = []
-    for source in filter(None, (tree.get("root"), tree.get("remote"))):
+    for source in _sources(tree, ask_remotes=ask_remotes):
         try:
-            _fetch(folder, str(source), commit)
+            _fetch(folder, source, commit)
             ask(folder, "checkout", "-q", "--detach", commit, timeout=SECONDS)
             return
         except GitError as error:
             problems.append(str(error))
     raise GitError("; ".join(problems) or "there is no remote to have it from")
+
+
+def _is_commit(text: Any) -> bool:
+    return isinstance(text, str) and _COMMIT.fullmatch(text) is not None
+
+
+def _sources(tree: Mapping[str, Any], *, ask_remotes: bool) -> Iterator[str]:
+    """Where a commit may be had: in a folder of this machine, then from a remote."""
+    root, remote = str(tree.get("root") or ""), str(tree.get("remote") or "")
+    if os.path.isabs(root) and os.path.isdir(root):  # else git might take it for an address
+        yield root
+    if remote and ask_remotes:
+        yield remote
 
 
 def _fetch(folder: Path, source: str, commit: str) -> None:

@@ -30,7 +30,12 @@ _SCRIPT_BYTES = 32 << 20
 
 
 def restore_run(
-    store: Store, record: RunRecord, folder: Path, *, files_only: bool = False
+    store: Store,
+    record: RunRecord,
+    folder: Path,
+    *,
+    files_only: bool = False,
+    ask_remotes: bool = True,
 ) -> Restored:
     """Write the source tree of a run into a new folder, each project in a folder of its name.
 
@@ -44,6 +49,8 @@ def restore_run(
         Does not exist yet, or is empty.
     files_only : bool, default False
         The files that were imported alone, without the commit and without asking git.
+    ask_remotes : bool, default True
+        Whether a commit that is not on this machine may be fetched from the remote.
 
     Returns
     -------
@@ -66,8 +73,10 @@ def restore_run(
         restored = Restored(new_folder(folder), [], [], {}, {})
     else:
         with _open(store, archive["sha256"]) as content:
-            write = restore if files_only else checkout
-            restored = write(document, content, Path(folder))
+            if files_only:
+                restored = restore(document, content, Path(folder))
+            else:
+                restored = checkout(document, content, Path(folder), ask_remotes=ask_remotes)
     if script is None:
         return restored
     key = _script_key(document, restored.folder)

@@ -17,7 +17,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +50,8 @@ class Restored:
         Key to why the content is not in the archive.
     patches : dict of str to bytes
         Tree to its uncommitted work that was not applied, for ``git apply``.
+    remotes : dict of str to str
+        Tree to the remote that its commit is to be fetched from; nobody has asked it yet.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Restored:
     redacted: list[str]
     missing: dict[str, str]
     patches: dict[str, bytes]
+    remotes: dict[str, str] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------- packing
