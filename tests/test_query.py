@@ -218,6 +218,7 @@ def test_run_is_found_by_a_few_characters(memory: Backend) -> None:
         ("t", "'t' fits several runs:\n  three.*\n  two"),
         ("nam of two", "there is no run 'nam of two'; did you mean 'name of two'?"),
         ("@9", "the store has 3"),
+        pytest.param("@" + "9" * 5000, "there is no run", id="@9…"),
         ("", "there is no run ''"),
         ("%", "there is no run"),
     ],

@@ -271,8 +271,11 @@ def test_what_is_no_batch_is_refused(document: Any, said: str) -> None:
 def test_limits_are_told_apart_from_mistakes() -> None:
     """What is only too much at once can be sent in parts: another error."""
     rows = [{"seq": 0, "run_id": "r", "key": "k", "changed_at": 1}] * (MOST_ROWS + 1)
+    tracemalloc.start()
     with pytest.raises(TooLarge, match=f"at most {MOST_ROWS} rows"):
         from_json({"writer": "w", "first": 0, "next": 1, "rows": {"tags": rows}})
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20  # no row was made complete for that
+    tracemalloc.stop()
     with pytest.raises(TooLarge, match=f"at most {MOST_VALUES} values"):
         read_json(b"[" + b"0," * MOST_VALUES + b"0]")
     with pytest.raises(WireError, match=f"nested more than {MOST_DEPTH} times"):

@@ -140,6 +140,7 @@ def test_a_token_may_be_the_password_of_basic(client: TestClient, tokens: Tokens
         "Bearer tacho_wrong",
         "Basic",
         "Basic !!!",
+        "Basic é",
         "Basic " + base64.b64encode(b"\xff\xfe:x").decode(),
         "Basic " + base64.b64encode(b"no colon").decode(),
         "Digest username=x",
@@ -152,7 +153,7 @@ def test_a_token_may_be_the_password_of_basic(client: TestClient, tokens: Tokens
 def test_what_is_no_token_is_401(client: TestClient, tokens: Tokens, given: str) -> None:
     """A header that is damaged, of another kind, or only near a token."""
     secret = tokens.create("one")
-    answer = client.get("/metrics", headers={"Authorization": given.format(secret=secret)})
+    answer = client.get("/metrics", headers={"Authorization": given.format(secret=secret).encode()})
     assert answer.status_code == 401
 
 

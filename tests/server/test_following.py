@@ -364,13 +364,14 @@ def test_a_client_that_takes_nothing_costs_nothing(
 def test_it_says_that_it_is_there_and_ends_for_a_revoked_token(
     here: ReadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Comments come while nothing happens; with each the token is looked at again."""
+    """Comments come while nothing happens; the token is looked at also where none is due."""
     monkeypatch.setattr(following, "COMMENT_SECONDS", 0.05)
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.05)
 
     async def scene() -> None:
         async with following_run(here, "r") as connection:
             await connection.until(lambda: connection.text.count(": still here") >= 3)
+            monkeypatch.setattr(following, "COMMENT_SECONDS", 60.0)
             here.server.tokens.revoke("admin")
             await connection.until(lambda: connection.done)
             assert "event: end" not in connection.text

@@ -37,7 +37,7 @@ def resolve_run(reader: Reader, text: str) -> RunId:
         return text
     if not text.startswith("@") and _find(reader, [Condition("run_id", "=", text)], 1):
         return RunId(text)
-    ordinal = re.fullmatch(r"@([1-9]\d*)", "@1" if text == "latest" else text)
+    ordinal = re.fullmatch(r"@([1-9]\d{0,17})", "@1" if text == "latest" else text)
     if ordinal:
         return _latest(reader, int(ordinal[1]))
     for found in (_beginning(reader, text), _end(reader, text), _named(reader, text)):

@@ -132,7 +132,7 @@ class _Follower:
 
     async def _pieces(self) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
-        while not self._server.stopping:
+        while not self._server.stopping and self._may_go_on():
             version, started = self._server.inbox.version, time.monotonic()
             try:
                 found = await self._look()
@@ -149,8 +149,6 @@ class _Follower:
                 yield self._end(found.status)
                 return
             if now - self._spoke >= COMMENT_SECONDS:
-                if not self._may_go_on():
-                    return
                 yield ": still here\n\n"
             if found is None or not found.more:
                 await self._wait(version, now - started, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tachograph.errors import TooLarge, WireError
@@ -50,15 +50,11 @@ def check(batch: Batch) -> Batch:
         if any(map(operator.ge, seqs, seqs[1:])):
             raise WireError(f"the points of run {block.series.run_id} do not ascend by seq")
         _check_range(batch, seqs, "points")
-    count = 0
     for table, given in batch.rows.items():
         rows: Sequence[Row] = given
         if isinstance(given, TensorRows):
             _check_frames(batch, given)
             rows = given.loose
-        count += len(rows)
-        if count > MOST_ROWS:
-            raise TooLarge(f"a batch has at most {MOST_ROWS} rows; send less at once")
         for row in rows:
             _check_row(table, row)
         seqs = [row["seq"] for row in rows]
@@ -66,6 +62,12 @@ def check(batch: Batch) -> Batch:
             raise WireError(f"the rows of {table} do not ascend by seq")
         _check_range(batch, seqs, f"rows of {table}")
     return batch
+
+
+def check_count(rows: Iterable[Sequence[Any]]) -> None:
+    """TooLarge where tables have too many rows together, before they are made complete."""
+    if sum(map(len, rows)) > MOST_ROWS:
+        raise TooLarge(f"a batch has at most {MOST_ROWS} rows; send less at once")
 
 
 def check_names(what: str, entry: Mapping[str, Any], known: Collection[str]) -> None:

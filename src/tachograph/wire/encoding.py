@@ -33,7 +33,7 @@ from tachograph.errors import RecordError, TooLarge, WireError
 from tachograph.records import TABLES, Batch, MetricBlock, Row, Series
 from tachograph.tensors.records import TensorFrame, TensorRows, TensorSeries
 from tachograph.values import json_text
-from tachograph.wire.checks import check, check_names, whole
+from tachograph.wire.checks import check, check_count, check_names, whole
 from tachograph.wire.json_input import read_json
 from tachograph.wire.planes import from_planes, to_planes
 
@@ -241,8 +241,10 @@ def _batch(
 ) -> Batch:
     check_names("a batch", header, _OF_BATCH)
     writer = header["writer"]
+    tables = header.get("rows") or {}
     rows: dict[str, Sequence[Row]] = {}
-    for table, given in (header.get("rows") or {}).items():
+    check_count(tables.values())
+    for table, given in tables.items():
         if table not in TABLES or table in _NOT_SENT:
             raise WireError(f"a batch has no rows of a table {table!r:.40}")
         done = [_complete(table, row, writer) for row in given]
