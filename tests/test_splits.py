@@ -146,6 +146,7 @@ def test_a_look_at_the_training_data_is_none(found: Call) -> None:
 LITTLE = {
     "one small number": RNG.integers(0, 5, (1_000, 1)),
     "ten flags": RNG.integers(0, 2, (1_000, 10)),
+    "categories as flags": np.hstack([np.eye(30)[RNG.integers(0, 30, 1_000)] for _ in range(3)]),
     "constant": np.ones((1_000, 40)),
     "text": np.array([f"word {i}" for i in RNG.integers(0, 90, 1_000)]),
     "iris": load_iris().data,

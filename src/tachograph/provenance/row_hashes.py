@@ -40,7 +40,7 @@ class RowHashes:
     limit : int
         2^64 - 1 where all were kept.
     bits : float
-        About how much a row tells, in bits: log2 of the distinct values of each column.
+        About how much a row tells: the entropy of each column's values, in bits.
     """
 
     rows: int
