@@ -20,6 +20,7 @@ names of the views that show all that is stored with ``_raw_``; the others are t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from tachograph.records import FORMAT_VERSION, TABLES, TableSpec
@@ -32,6 +33,10 @@ SEQ_BITS = 38
 
 One integer as key finds the call of a point in a third of the time that two columns take. It is
 enough for a month of 100,000 records a second, and for 33 million writers."""
+
+NULL = math.nan
+"""NaN, which SQLite takes as NULL: for rows of which there are many. For each None the module
+sqlite3 looks for an adapter, which takes as long as all the rest of a point."""
 
 CHANGE = ("changed_at", "writer", "seq", "deleted")
 KEYED = ("attempts", "params", "tags", "provenance", "artifacts")

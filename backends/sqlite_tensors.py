@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 
-from tachograph.backends.sqlite_schema import TENSOR_CALL, TENSOR_SERIES, TENSOR_VALUES, names
+from tachograph.backends.sqlite_schema import NULL, TENSOR_CALL, TENSOR_SERIES, TENSOR_VALUES, names
 from tachograph.records import Row
 from tachograph.tensors.records import TensorFrame, TensorRows, TensorSeries
 
@@ -66,7 +66,8 @@ class TensorWriter:
         writer = self._writer_number(frame.writer)
         call = self._new_call((writer, frame.seq, frame.step, frame.epoch, frame.time))
         for series, values in zip(self._series_of(frame.series, run), frame.values(), strict=True):
-            yield series, call, *values
+            *statistics, histogram = values
+            yield series, call, *statistics, histogram or NULL
 
     def _series_of(self, series: TensorSeries, run: int) -> list[int]:
         ids = self._of_frames.get(id(series))

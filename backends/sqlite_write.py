@@ -15,6 +15,7 @@ from tachograph.backends.sqlite_schema import (
     CHANGE,
     HIDDEN_FROM,
     KEYED,
+    NULL,
     SEQ_BITS,
     SERIES_KEY,
     SUMMARY,
@@ -43,7 +44,7 @@ REMEMBERED_WRITERS = 16
 REMEMBERED_SERIES = 10_000
 REMEMBERED_RUNS = 10_000
 
-_Value = int | float | str | None
+_Value = int | float | str
 _INSERT_POINT = "INSERT OR REPLACE INTO _points (series, seq, value, special) VALUES (?, ?, ?, ?)"
 _INSERT_POINTS = _INSERT_POINT + ", (?, ?, ?, ?)" * (MANY - 1)
 _INSERT_CALL = "INSERT OR REPLACE INTO _calls (id, step, epoch, time) VALUES (?, ?, ?, ?)"
@@ -275,15 +276,16 @@ class BatchWriter:
         floats: array[float] = words("d", block.data)
         seqs = integers[0::width].tolist()
         times = [time // 1000 for time in integers[1::width]]
-        steps = [None if step == NO_STEP else step for step in integers[2::width]]
-        epochs = floats[3::width]  # SQLite takes NaN as NULL
+        steps = [NULL if step == NO_STEP else step for step in integers[2::width]]
+        epochs = floats[3::width]  # NaN where there is none
         ids = [(known.id << SEQ_BITS) + seq for seq in seqs]
         self._connection.executemany(_INSERT_CALL, zip(ids, steps, epochs, times, strict=True))
-        run = self._run(series.run_id)
+        run, last = self._run(series.run_id), integers[-width + 2]
+        last_step = None if last == NO_STEP else last
         for column, name in enumerate(series.names, start=4):
             key = (run, name, series.context, series.rank, series.attempt)
             values = floats[column::width].tolist()
-            pieces.setdefault(key, []).append(_Piece(seqs, values, steps[-1], times[-1]))
+            pieces.setdefault(key, []).append(_Piece(seqs, values, last_step, times[-1]))
 
     def _insert_points(self, values: Iterator[_Value]) -> None:
         while chunk := list(islice(values, 100 * MANY * 4)):
@@ -307,11 +309,17 @@ def _settled(row: Row) -> Row:
 def _point_values(series: int, piece: _Piece) -> list[_Value]:
     """The values of rows of `_points` one after the other; a tuple each would cost more."""
     count, values = len(piece.seqs), piece.values
-    rows: list[_Value] = [None] * (4 * count)
+    rows: list[_Value] = [NULL] * (4 * count)
     rows[0::4], rows[1::4], rows[2::4] = [series] * count, piece.seqs, values
     if not math.isfinite(sum(values)) or 0.0 in values:  # seldom
-        rows[2::4], rows[3::4] = zip(*map(split_special, values), strict=True)
+        rows[2::4], rows[3::4] = zip(*map(_stored, values), strict=True)
     return rows
+
+
+def _stored(value: float) -> tuple[float, float | str]:
+    """The columns `value` and `special`."""
+    number, special = split_special(value)
+    return NULL if number is None else number, special or NULL
 
 
 def _summarise(series: _Series, pieces: list[_Piece]) -> None:

@@ -121,6 +121,19 @@ def test_points_are_found_by_series_and_call(backend: SQLiteBackend) -> None:
     assert all(step.startswith("SEARCH") for step in steps)
 
 
+def test_no_adapter_is_looked_for_point_by_point(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each None that sqlite3 is given it looks for one, which doubles the time of a point."""
+    asked: list[None] = []
+    key = (type(None), sqlite3.PrepareProtocol)
+    monkeypatch.setitem(sqlite3.adapters, key, asked.append)
+    values = [0.5, float("nan"), float("inf"), 0.0, -0.0] * 100
+    block = make_block("r", {"loss": values}, seqs=range(2, 502), steps=[None] * 500)
+    backend.write(make_batch("w", 2, blocks=[block]))
+    assert len(asked) < 50
+
+
 def test_store_says_what_it_is(backend: SQLiteBackend) -> None:
     """The header names the program and the version of the format."""
     backend.close()
