@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph.cli import main
+from tachograph.cli import main, render
 from tachograph.cli.render import duration, shown, size, sparkline
 
 
@@ -100,6 +100,39 @@ def test_show_tells_everything_about_a_run(call) -> None:  # type: ignore[no-unt
     assert document["params"]["lr"] == 0.1
     assert {"git", "packages", "python", "hardware"} <= set(document["provenance"])
     assert document["run"]["project"] == "toys"
+
+
+def test_texts_of_a_record_are_printed_as_they_are(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    """They are no markup and no emoji, and do not steer the terminal."""
+    store, odd = f"sqlite:///{tmp_path}/r.sqlite", "a [/] [red]b :bug: \x1b[2J"
+    config = {"backend": store, "record": {"system": False}}
+    for name in (odd, "b"):
+        with tachograph.start_run(
+            name=name, params={odd: odd}, tags={odd: odd}, notes=odd, config=config
+        ) as run:
+            run.log({odd: 1.0}, step=1)
+            run.log_data([1.0], odd)
+    capsys.readouterr()
+    seen = odd.replace("\x1b", "\\x1b")
+    for words in (
+        *(["runs"], ["show", odd], ["show", odd, "--provenance"], ["tail", odd]),
+        *(["compare", odd, "b", "--all"], ["diff", odd, "b"]),
+    ):
+        assert main([*words, "--store", store]) == 0, words
+        out = capsys.readouterr().out
+        assert "\x1b" not in out
+        assert seen in out
+
+
+def test_a_narrow_terminal_shows_fewer_columns(call, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """And none of those that are shown is broken into several lines."""
+    monkeypatch.setattr(render, "_width", lambda: 60)
+    head, *lines = call("runs")[1].splitlines()
+    assert head.split() == ["run", "name", "status", "started_at", "duration"]
+    assert len(lines) == 3
+    assert call("runs", "--columns", "run_id,name,project,kind")[1].split()[:3] == [
+        *("run", "name", "project")
+    ]
 
 
 def test_compare_and_diff_show_what_differs(call) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,8 @@ from tachograph.cli.render import (
 from tachograph.comparing.comparison import Comparison, Difference
 from tachograph.table import Table
 
+_SPARE = ("ended_at", "project", "started_at")  # of the runs, on a narrow terminal
+
 
 def plain_comparison(result: Comparison | Difference) -> dict[str, Any]:
     """The tables of a comparison, for a program."""
@@ -52,14 +54,15 @@ def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
     if not shown_rows:
         if rows:
             section(title)
-            console().print(f"the same in all ({len(rows)} values)", style="dim")
+            values = "1 value" if len(rows) == 1 else f"{len(rows)} values"
+            console().print(f"the same in all ({values})", style="dim")
         return
     section(title)
     columns = [name for name in table.columns if name != "differs"]
-    print_table(shown_rows, columns)
+    print_table(shown_rows, columns, spare=_SPARE)
     same = len(rows) - len(shown_rows)
     if same:
-        console().print(f"{same} more are the same; --all shows them", style="dim")
+        console().print(f"{same} more the same; --all shows them", style="dim")
 
 
 def print_difference(result: Difference) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.rule import Rule
+from rich.text import Text
 
 from tachograph.cli import comparing, curves, reading
-from tachograph.cli.render import console, print_table
+from tachograph.cli.render import console, print_table, rule
 from tachograph.comparing import comparison
 from tachograph.query import Store, open_store
 
@@ -68,7 +68,7 @@ def demo(
 
 def _train(name: str, folder: Path) -> bool:
     out, start = console(), time.monotonic()
-    out.print(f"[bold]{TRAININGS[name]}[/] … ", end="")
+    out.print(Text(TRAININGS[name], style="bold"), "… ", end="")
     command = [sys.executable, "-m", f"tachograph.examples.{name}"]
     environment = {"KERAS_BACKEND": "torch"} | dict(os.environ)
     environment.pop("TACHOGRAPH_CONFIG", None)
@@ -77,21 +77,20 @@ def _train(name: str, folder: Path) -> bool:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        out.print(f"[red]failed[/]: {lines[-1] if lines else done.returncode}")
+        out.print(f"failed: {lines[-1] if lines else done.returncode}", style="red")
         if "No module named" in done.stderr:
             advice = "  install the frameworks with: pip install 'tachograph[all]'"
-            out.print(advice, style="dim", markup=False)
+            out.print(advice, style="dim")
         return False
-    out.print(f"[green]recorded[/] in {time.monotonic() - start:.1f} s")
+    out.print(Text("recorded", style="green"), f"in {time.monotonic() - start:.1f} s")
     ours = [line for line in done.stderr.splitlines() if "tachograph: " in line.lower()]
     for line in ours:  # frameworks have much to say that is nobody's concern here
-        out.print(f"  {line}", style="dim", markup=False)
+        out.print(f"  {line}", style="dim")
     return True
 
 
 def _look(store: Store, since: int) -> None:
-    out = console()
-    out.print(Rule("[bold]The runs[/]", align="left", style="dim"))
+    rule("The runs")
     reading.print_runs(store, where=f"started_at >= {since}")
     trials = store.runs(
         f"kind == 'trial' and status == 'finished' and started_at >= {since}",
@@ -101,9 +100,7 @@ def _look(store: Store, since: int) -> None:
         limit=3,
     )
     if len(trials) > 1:
-        out.print(
-            Rule("[bold]The best trials of the study, side by side[/]", align="left", style="dim")
-        )
+        rule("The best trials of the study, side by side")
         comparing.print_comparison(
             comparison.compare(store, list(trials["run_id"])), everything=False
         )
@@ -111,14 +108,13 @@ def _look(store: Store, since: int) -> None:
         f"framework like 'lightning%' and started_at >= {since}", columns=["run_id"], limit=1
     )
     for row in networks:
-        out.print(Rule("[bold]A learning curve[/]", align="left", style="dim"))
+        rule("A learning curve")
         curves.draw(curves.find_curves(store, row["run_id"], ["loss"]))
 
 
 def _next(folder: Path, where: str) -> None:
-    out = console()
-    out.print(Rule("[bold]What next[/]", align="left", style="dim"))
-    out.print(f"The record lies in [bold]{where}[/], plain tables for any tool. In {folder}:")
+    rule("What next")
+    console().print(f"The record lies in {where}, plain tables for any tool. In {folder}:")
     print_table(
         [{"command": f"  {_typed(command)}", "meaning": text} for command, text in _COMMANDS],
         ("command", "meaning"),

@@ -56,7 +56,7 @@ def export(
             stream.write(text)
     except OSError as error:
         raise QueryError(f"{output} cannot be written: {error.strerror}") from error
-    console().print(f"wrote {output}", markup=False)
+    console().print(f"wrote {output}")
     if lock:
         _lock(output.parent)
 
@@ -68,4 +68,4 @@ def _lock(folder: Path) -> None:
     done = subprocess.run([uv, "lock", "--project", str(folder)], check=False)
     if done.returncode != 0:
         raise QueryError(f"uv lock failed in {folder}; {folder / 'pyproject.toml'} is there")
-    console().print(f"wrote {folder / 'uv.lock'}", markup=False)
+    console().print(f"wrote {folder / 'uv.lock'}")

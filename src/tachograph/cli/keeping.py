@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from tachograph import doctor as doctors
 from tachograph import registry
@@ -68,11 +69,11 @@ def doctor(
     if as_json:
         print_json([finding.as_row() for finding in findings])
     else:
-        marks = {"ok": "[green]ok[/]", "repaired": "[cyan]repaired[/]"}
+        styles = {"ok": "green", "repaired": "cyan"}
         for finding in findings:
-            mark = marks.get(finding.level, f"[yellow]{finding.level}[/]")
-            console().print(f"{mark:>8}  {finding.message}")
-            if finding.advice and finding.level not in marks:
+            mark = Text(f"{finding.level:>8} ", style=styles.get(finding.level, "yellow"))
+            console().print(mark, finding.message)
+            if finding.advice and finding.level not in styles:
                 console().print(f"          {finding.advice}", style="dim")
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.text import Text
+
 from tachograph.cli import tensors
 from tachograph.cli.provenance_page import headline
 from tachograph.cli.render import (
@@ -14,6 +16,7 @@ from tachograph.cli.render import (
     context_label,
     duration,
     is_of_the_user,
+    labelled,
     local_time,
     print_table,
     section,
@@ -71,7 +74,7 @@ def _head(record: RunRecord) -> None:
     row, out = record.row, console()
     status = record.status
     name = record.name or short_id(record.run_id)
-    out.print(f"[bold]{name}[/]  [{STATUS_STYLES.get(status, '')}]{status}[/]")
+    out.print(Text(name, style="bold"), Text(f" {status}", style=STATUS_STYLES.get(status, "")))
     started, ended = row["started_at"], row["ended_at"]
     end = ended or (now_us() if status == "running" else None)
     facts = {
@@ -93,8 +96,7 @@ def _head(record: RunRecord) -> None:
     }
     for key, value in facts.items():
         if value is not None:
-            out.print(f"[dim]{key:>12}[/]  ", end="")
-            out.print(str(value), markup=False, style="red" if key == "error" else "")
+            labelled(key, str(value), style="red" if key == "error" else "")
 
 
 def _health(record: RunRecord) -> None:
@@ -105,7 +107,7 @@ def _health(record: RunRecord) -> None:
     section("Health")
     for event in found[:_FEW_EVENTS]:
         style = {"error": "bold red", "warning": "yellow"}.get(event["level"] or "", "")
-        console().print(f"⚠ {event['message']}", style=style, markup=False)
+        console().print(f"⚠ {event['message']}", style=style)
     _more(len(found) - _FEW_EVENTS)
 
 
@@ -118,7 +120,7 @@ def _cost(record: RunRecord) -> None:
     }
     if text := cost_line(found):
         section("Recording")
-        console().print(text, style="yellow" if found.get("dropped") else "", markup=False)
+        console().print(text, style="yellow" if found.get("dropped") else "")
 
 
 def cost_line(known: Mapping[str, float | None]) -> str:
@@ -166,6 +168,7 @@ def _cut(text: str) -> str:
 
 def _metrics(store: Store, record: RunRecord) -> None:
     rows = [row for row in record.metrics if is_of_the_user(row["name"])]
+    rows.sort(key=lambda row: (row["count"] or 0) < 2)  # curves before what has one value
     if not rows:
         return
     section("Metrics")
@@ -187,7 +190,8 @@ def _metrics(store: Store, record: RunRecord) -> None:
                 "curve": sparkline(list(points["value"]), width) if row["count"] > 1 else "",
             }
         )
-    print_table(found, ("metric", "of", "last", "min", "max", "points", "curve"))
+    columns = ("metric", "of", "last", "min", "max", "points", "curve")
+    print_table(found, columns, spare=("points", "curve"))
     _more(len(rows) - _FEW_METRICS)
 
 
@@ -221,12 +225,12 @@ def _events(record: RunRecord) -> None:
     for event in events[-_FEW_EVENTS:]:
         style = {"error": "red", "warning": "yellow"}.get(event["level"] or "", "")
         text = f"{local_time(event['time'])}  {event['kind']}: {event['message']}"
-        console().print(text, style=style, markup=False)
+        console().print(text, style=style)
     trace: dict[str, Any] = next(
         (json.loads(e["data"]) for e in reversed(events) if e["kind"] == "error" and e["data"]), {}
     )
     if "traceback" in trace:
-        console().print(trace["traceback"].rstrip(), style="dim", markup=False)
+        console().print(trace["traceback"].rstrip(), style="dim", soft_wrap=True)
 
 
 def _artifacts(record: RunRecord) -> None:
@@ -254,11 +258,8 @@ def _origin(store: Store, record: RunRecord) -> None:
     reproducible = ("reproducible", headline(assess(record, store)))
     for label, text in [*_origin_lines(documents), reproducible]:
         if text:
-            console().print(f"[dim]{label:>12}[/]  ", end="")
-            console().print(text, markup=False)
-    console().print(
-        f"[dim]{'recorded':>12}  {', '.join(sorted(documents))}; more with --provenance[/]"
-    )
+            labelled(label, text)
+    labelled("recorded", f"{', '.join(sorted(documents))}; more with --provenance", style="dim")
 
 
 def _origin_lines(documents: dict[str, Any]) -> list[tuple[str, str]]:

@@ -54,7 +54,7 @@ def headline(result: Reproducibility) -> str:
 
 def print_provenance(record: RunRecord, documents: Documents, result: Reproducibility) -> None:
     """Print where a run comes from, area by area, and how far it can be reproduced."""
-    console().print(record.name or short_id(record.run_id), style="bold", markup=False)
+    console().print(record.name or short_id(record.run_id), style="bold")
     _print("Code", lines.code(documents))
     _print("Data", lines.data(documents))
     _print_data(documents)
@@ -145,12 +145,12 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 def _print_level(result: Reproducibility, documents: Documents) -> None:
     section("Reproducibility")
-    console().print(headline(result), style="bold", markup=False)
-    console().print(f"{result.level}: {_MEANINGS[result.level]}", style="dim", markup=False)
+    console().print(headline(result), style="bold")
+    console().print(f"{result.level}: {_MEANINGS[result.level]}", style="dim")
     own = get(documents, "reproduction")
     if own.get("of"):
         verdict = own.get("verdict") or "not known yet"
-        console().print(f"this run is a reproduction of {own['of']}: {verdict}", markup=False)
+        console().print(f"this run is a reproduction of {own['of']}: {verdict}")
     _print_findings("Missing", result.missing)
     notes = [finding for finding in result.findings if finding.limits_to is None]
     _print_findings("To know before it is run again", notes)

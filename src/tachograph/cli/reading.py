@@ -22,6 +22,7 @@ from tachograph.query import Store
 from tachograph.records import now_us
 
 DEFAULT = ("run_id", "name", "kind", "status", "project", "framework", "started_at", "duration")
+SPARE = ("project", "framework", "kind")  # on a narrow terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -77,9 +78,10 @@ def print_runs(
         asked = list(dict.fromkeys([*(c for c in columns if c != "duration"), *needed]))
     rows = [_with_duration(row) for row in store.runs(where, sort, asked, children, limit)]
     if not rows:
-        console().print("no runs" if where is None else f"no run fits {where!r}", markup=False)
+        console().print("no runs" if where is None else f"no run fits {where!r}")
         return
-    print_table(rows, columns or _useful(rows), names={"run_id": "run"})
+    names = {"run_id": "run"}
+    print_table(rows, columns or _useful(rows), names=names, spare=() if columns else SPARE)
     if limit is not None and len(rows) == limit:
         console().print(f"the first {limit}; more with --limit", style="dim")
 

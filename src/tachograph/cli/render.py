@@ -9,8 +9,9 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.rule import Rule
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -29,15 +30,50 @@ _TIMES = ("started_at", "ended_at", "time", "last_time", "heartbeat_at", "change
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+class _Console(Console):
+    """Prints texts as they are, and lets none of them steer the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Make text of what is to be printed, without letters that move the cursor."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
+
+
 def console() -> Console:
     """Where text for a person goes; wide where it is piped, so that no line is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return _Console(highlight=False, markup=False, emoji=False, width=_width())
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() else 200
+
+
+def visible(text: str, *, keep: str = "\n") -> str:
+    """A text without letters that could hide or move what stands around them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def rule(title: str) -> None:
+    """A title, and a line to the end of the page."""
+    console().print(Rule(Text(title, style="bold"), align="left", style="dim"))
 
 
 def section(title: str) -> None:
     """Begin a part of a page."""
     console().print()
-    console().print(Rule(f"[bold]{title}[/]", align="left", style="dim"))
+    rule(title)
+
+
+def labelled(label: str, text: str, *, width: int = 12, style: str = "") -> None:
+    """Print a text behind the label that says what it is."""
+    console().print(Text(f"{label:>{width}}  ", style="dim"), Text(text, style=style), sep="")
 
 
 def is_of_the_user(metric: str) -> bool:
@@ -67,33 +103,48 @@ def print_table(
     rows: Iterable[Mapping[str, Any]],
     columns: Sequence[str],
     *,
-    title: str | None = None,
     names: Mapping[str, str] | None = None,
     styles: Mapping[str, str] | None = None,
     right: Collection[str] = (),
+    spare: Sequence[str] = (),
 ) -> None:
     """Print rows for a person: times as local time, numbers short, status in colour.
 
     Columns of numbers are aligned on the right; `right` names those that hold them as text.
+    Where the terminal is too narrow, columns of `spare` are left out, the first one first.
     """
-    table = RichTable(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
-    found = [dict(row) for row in rows]
+    found, out = [dict(row) for row in rows], console()
+    unbounded = out.options.update(max_width=10_000)
+    for first in range(len(spare) + 1):
+        kept = [column for column in columns if column not in spare[:first]]
+        table = _table(found, kept, names or {}, styles or {}, right)
+        if out.measure(table, options=unbounded).maximum <= out.width:
+            break
+    out.print(table)
+
+
+def _table(
+    found: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    names: Mapping[str, str],
+    styles: Mapping[str, str],
+    right: Collection[str],
+) -> RichTable:
+    table = RichTable(box=None, pad_edge=False)
     for column in columns:
         numeric = column in right or any(
             isinstance(row.get(column), int | float) and column not in _TIMES for row in found
         )
         table.add_column(
-            (names or {}).get(column, column),
+            Text(visible(names.get(column, column))),
             justify="right" if numeric else "left",
-            style=(styles or {}).get(column, ""),
+            style=styles.get(column, ""),
             overflow="fold",
             header_style="bold",
         )
     for row in found:
         table.add_row(*(cell(column, row.get(column)) for column in columns))
-    console().print(table)
+    return table
 
 
 def cell(column: str, value: Any) -> Text:
@@ -106,7 +157,7 @@ def cell(column: str, value: Any) -> Text:
         return Text(str(value), style=STATUS_STYLES.get(str(value), ""))
     if column in ("run_id", "parent_id", "root_id"):
         return Text(short_id(str(value)))
-    return Text(shown(value))
+    return Text(visible(shown(value)))
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
 from tachograph.cli.render import (
@@ -23,6 +24,7 @@ from tachograph.cli.render import (
     section,
     short_id,
     shown,
+    visible,
 )
 from tachograph.errors import QueryError, TachographError
 from tachograph.reproduction.evidence import Departure
@@ -134,7 +136,7 @@ def reproduce(
         if not as_json:
             _print_plan(prepared)
     if not yes:
-        _ask()
+        _ask(None if folder else wishes.folder)
     known, prepared = _rows(prepared), fetch(prepared)
     if not as_json:
         _print_rows(row for row in _rows(prepared) if row not in known)
@@ -169,10 +171,16 @@ def _variables(given: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _ask() -> None:
-    if not sys.stdin.isatty():
-        raise QueryError("nobody is there to ask: --yes runs the command that is shown above")
-    typer.confirm("Run it?", abort=True)
+def _ask(temporary: Path | None) -> None:
+    """Go on only if somebody agrees; else take away what was restored for nothing."""
+    agreed = False
+    try:
+        if not sys.stdin.isatty():
+            raise QueryError("nobody is there to ask: --yes runs the command that is shown above")
+        agreed = typer.confirm("Run it?", abort=True)
+    finally:
+        if temporary is not None and not agreed:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------- the page
@@ -180,7 +188,7 @@ def _ask() -> None:
 
 def _print_plan(prepared: Prepared) -> None:
     record = prepared.record
-    name = f" {escape(_visible(record.name))}" if record.name else ""
+    name = f" {_visible(record.name)}" if record.name else ""
     section(f"Reproducing {short_id(record.run_id)}{name}")
     _print_rows(_rows(prepared))
 
@@ -203,13 +211,16 @@ def _rows(prepared: Prepared) -> list[tuple[str, str]]:
 
 def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     for head, text in rows:
-        console().print(f"[dim]{head:<9}[/]", end="")
-        console().print(_visible(text), markup=False, soft_wrap=True)
+        _line(f"{head:<9}", text)
+
+
+def _line(head: str, text: str, style: str = "dim") -> None:
+    console().print(Text(head, style=style), Text(_visible(text)), sep="", soft_wrap=True)
 
 
 def _visible(text: str) -> str:
-    """A text without letters that could hide or move what stands around them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text in one line."""
+    return visible(text, keep="")
 
 
 def _environment(prepared: Prepared) -> str:
@@ -222,14 +233,11 @@ def _environment(prepared: Prepared) -> str:
 
 def _print_verdict(verdict: Verdict) -> None:
     section(f"{short_id(verdict.original)} and its reproduction {short_id(verdict.reproduction)}")
-    console().print(f"[{_STYLES[verdict.verdict]}]{verdict.verdict}[/]: ", end="")
-    console().print(_visible(verdict.reason), markup=False, soft_wrap=True)
+    _line(f"{verdict.verdict}: ", verdict.reason, _STYLES[verdict.verdict])
     if verdict.departure is not None:
-        console().print("[dim]first apart [/]", end="")
-        console().print(_visible(_departure(verdict.departure)), markup=False, soft_wrap=True)
+        _line("first apart ", _departure(verdict.departure))
     if verdict.verdict != EXACT:
-        console().print("[dim]first cause[/] ", end="")
-        console().print(_visible(_cause(verdict)), markup=False, soft_wrap=True)
+        _line("first cause ", _cause(verdict))
     _print_finals(verdict)
     _print_changes(verdict)
 
@@ -280,13 +288,15 @@ def _print_finals(verdict: Verdict) -> None:
         }
         for final in verdict.finals[:_SHOWN]
     ]
-    print_table(rows, list(rows[0]))
+    columns = [name for name in rows[0] if name != "spread" or any(row[name] for row in rows)]
+    print_table(rows, columns)
 
 
 def _print_changes(verdict: Verdict) -> None:
     if not verdict.changes:
         return
-    section("What differs in where they come from, the likeliest cause first")
+    order = "" if verdict.verdict == EXACT else ", the likeliest cause first"
+    section(f"What differs in where they come from{order}")
     rows = [
         {
             "area": change.area,

@@ -130,4 +130,4 @@ def _print_command(command: Command) -> None:
 
 
 def _say(text: str, style: str = "") -> None:
-    console().print(text, style=style, markup=False, soft_wrap=True)
+    console().print(text, style=style, soft_wrap=True)

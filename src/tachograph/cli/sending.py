@@ -124,7 +124,7 @@ def _print_journals(journals: list[Verdict], folder: Path) -> None:
     for one in journals:
         if one.outcome == "waiting":
             text = f"{size(one.bytes)} wait: {one.problem}"
-            console().print(text, style="yellow", markup=False)
+            console().print(text, style="yellow")
     for outcome, whose in (("running", "that still run"), ("elsewhere", "on other machines")):
         if left := [one for one in journals if one.outcome == outcome]:
             count = size(sum(one.bytes for one in left))
@@ -137,7 +137,7 @@ def _print_files(files: FilesReport) -> None:
     if files.waiting:
         why = "; ".join(f"{url}: {problem}" for url, problem in files.problems)
         text = f"{files.waiting} files ({size(files.waiting_bytes)}) wait{why and f': {why}'}"
-        console().print(text, style="yellow", markup=False)
+        console().print(text, style="yellow")
 
 
 def _print_copy(report: CopyReport, source: str, target: str) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from tachograph.backends.base import Condition, Query, SupportsFollow
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
-from tachograph.cli.render import console, context_label, local_time, shown
+from tachograph.cli.render import console, context_label, local_time, shown, visible
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
@@ -153,4 +153,5 @@ def _print_point(row: Row, as_json: bool) -> None:
     place = context_label(row["context"])
     step = "" if row["step"] is None else f"step {row['step']}"
     name = f"{row['name']} ({place})" if place else row["name"]
-    print(f"{local_time(row['time'])}  {step:>12}  {name} = {shown(value)}", flush=True)
+    text = f"{local_time(row['time'])}  {step:>12}  {name} = {shown(value)}"
+    print(visible(text, keep=""), flush=True)

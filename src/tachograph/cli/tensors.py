@@ -14,6 +14,7 @@ from tachograph.cli.render import (
     print_json,
     print_table,
     section,
+    short_id,
     short_name,
     shown,
     sparkline,
@@ -199,7 +200,7 @@ def print_section(store: Store, record: RunRecord) -> None:
     last = max((step for step in known["last_step"] if step is not None), default=None)
     times = max(known["count"])
     steps = f"; {times} times from step {first} to {last}" if times > 1 else f"; at step {last}"
-    out.print(f"{counted}{steps if last is not None else ''}", highlight=False)
+    out.print(f"{counted}{steps if last is not None else ''}")
     for row in record.metrics:
         if row["name"] in ("gradient_norm", "gradient_norm_clipped"):
             of = context_label(row["context"])
@@ -220,4 +221,5 @@ def print_section(store: Store, record: RunRecord) -> None:
         )
     more = len(worst) - _FEW_ON_PAGE
     hint = f"{more} more with remarks; " if more > 0 else "" if worst else "nothing to remark; "
-    out.print(f"{hint}'tachograph tensors' lists them all", style="dim")
+    command = f"tachograph tensors {short_id(record.run_id)}"
+    out.print(f"{hint}'{command}' lists them all", style="dim")
