@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tachograph.delivery.sink import Backoff, Sink
 from tachograph.errors import AccessDenied, Busy, StoreError
 from tachograph.journal import JournalWriter
 from tachograph.records import Batch, Series, uuid7
+from tachograph.warning import warn_once
 
 
 class Failing(MemoryBackend):
@@ -178,6 +180,16 @@ def test_each_kind_of_trouble_is_said_once(
     assert "who is it" in texts[1]
     assert "once the token is right" in texts[1]
     assert failing.stored() == list(range(failing.logged))
+
+
+def test_a_warning_from_a_thread_of_ours_names_no_line() -> None:
+    """The line would be one of `threading`, which tells nobody anything."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=warn_once, args=("the store is away",))
+        thread.start()
+        thread.join()
+    assert [one.filename.strip("<>") for one in said] == ["sys"]
 
 
 def test_nobody_waits_for_a_store_that_keeps_failing(

@@ -31,11 +31,18 @@ def warn_once(message: str, *, key: str | None = None) -> None:
 
 
 def _outside() -> int:
-    """How many frames lie between `warn_once` and the first caller outside this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+    """How many frames lie between `warn_once` and the first caller outside this package.
+
+    A thread of ours has none: `threading` is left out as well, and `warnings` names no line then.
+    """
+    level, frame = 1, sys._getframe().f_back
+    while frame is not None and _is_inside(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def _is_inside(module: str) -> bool:
+    return module.startswith(_PACKAGE) or module == "threading"
 
 
 def run_task(task: Callable[[], None]) -> None:
