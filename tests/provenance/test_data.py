@@ -8,8 +8,10 @@ import itertools
 import json
 import random
 import tracemalloc
+import uuid
 import weakref
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,14 @@ EXAMPLES: dict[str, Any] = {
     "matrix": xgboost.DMatrix(ARRAY, label=np.arange(6)),
     "list": [1, "a", None, [2.5]],
     "range": range(10),
+    "other values": pd.DataFrame(
+        {
+            "interval": pd.cut([1, 2], 2),
+            "period": pd.period_range("2020", periods=2, freq="M"),
+            "array": [np.arange(2), np.arange(3)],
+            "id": [uuid.UUID(int=1), uuid.UUID(int=2)],
+        }
+    ),
 }
 
 
@@ -98,6 +108,38 @@ def test_memory_layout_and_library_do_not_matter() -> None:
     for same in (np.asfortranarray(ARRAY), padded[:, ::2], torch.from_numpy(ARRAY)):
         assert fingerprint(same)["digest"] == expected
     assert fingerprint(torch.from_numpy(np.asfortranarray(ARRAY)))["digest"] == expected
+
+
+def noisy(dtype: Any) -> np.ndarray[Any, Any]:
+    """Zeros with other bytes where nothing is."""
+    array: np.ndarray[Any, Any] = np.frombuffer(random.randbytes(dtype.itemsize), dtype).copy()
+    array[...] = np.zeros(1, dtype)
+    for name in dtype.names or ():
+        array[name] = 0
+    return array
+
+
+SAME = {
+    "records with gaps": lambda: noisy(np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+    "long doubles": lambda: noisy(np.dtype("g")),
+    "below a mask": lambda: np.ma.masked_array([1.0, random.random()], mask=[False, True]),
+    "decimals": lambda: pl.DataFrame({"a": [Decimal("1.5"), Decimal("2.5")]}),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_bytes_that_are_no_content_do_not_matter(name: str) -> None:
+    """Gaps, values that are masked, and where values lie."""
+    assert fingerprint(SAME[name]())["digest"] == fingerprint(SAME[name]())["digest"]
+
+
+def test_what_the_same_bytes_mean_matters() -> None:
+    """A matrix and its transpose, a mask, categories in another order."""
+    matrix = scipy.sparse.csr_array(np.triu(np.ones((3, 3))))
+    masks = [np.ma.masked_array([True, True], mask=[False, last]) for last in (False, True)]
+    kinds = [pd.DataFrame({"a": pd.Categorical(["u"], [*names])}) for names in ("uv", "vu")]
+    for one, two in ((matrix, matrix.T), masks, kinds):
+        assert fingerprint(one)["digest"] != fingerprint(two)["digest"]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +171,10 @@ def test_a_frame_is_its_names_types_content_and_index() -> None:
 
 def test_chunks_of_an_arrow_table_do_not_matter() -> None:
     """Only the content does."""
-    table = pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]})
-    pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    assert fingerprint(pieces)["digest"] == fingerprint(table)["digest"]
+    for texts in (["x", None, "z"], [f"{number:099}" for number in range(30_000)]):
+        table = pa.table({"a": range(len(texts)), "b": texts})
+        pieces = pa.concat_tables([table.slice(at, 1) for at in range(2)] + [table.slice(2)])
+        assert fingerprint(pieces)["digest"] == fingerprint(table)["digest"]
 
 
 def test_large_content_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import scipy.sparse
+import sklearn.utils
 import torch
 import xgboost
 from torch.utils.data import (
@@ -69,6 +70,8 @@ SAME: dict[str, Any] = {
     "half": TENSOR.half(),
     "bfloat16": TENSOR.bfloat16(),
     "parameter": torch.nn.Parameter(TENSOR),
+    "masked": np.ma.masked_array(ROWS, mask=False),
+    "Bunch": sklearn.utils.Bunch(data=ROWS, target=LABELS, feature_names=NAMES),
     "csr": scipy.sparse.csr_array(ROWS),
     "csc": scipy.sparse.csc_matrix(ROWS),
     "matrix": xgboost.DMatrix(ROWS, label=LABELS),
@@ -162,12 +165,15 @@ def test_a_subset_has_the_rows_that_were_picked() -> None:
 
 
 def test_many_arrays_in_a_list_are_samples() -> None:
-    """A model has no hundred inputs."""
+    """A model has no hundred inputs; of samples with a target the array counts."""
     images = [np.full((4, 4), number) for number in range(100)]
     assert hash_rows(images).rows == 100
     assert hash_rows([torch.from_numpy(one) for one in images[:60]]).rows_among(
         hash_rows(images)
     ) == (60, True)
+    assert same(
+        hash_rows([(image, number) for number, image in enumerate(images)]), hash_rows(images)
+    )
     assert same(hash_rows(tuple(np.arange(3.0))), hash_rows([0, 1, 2]))
 
 

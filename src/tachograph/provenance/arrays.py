@@ -11,22 +11,36 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tachograph.provenance import Document, sketches
-from tachograph.provenance.digest import Column, Reading, combine, plain_bytes, read_columns
+from tachograph.provenance.digest import (
+    Column,
+    Reading,
+    combine,
+    object_bytes,
+    plain_bytes,
+    read_columns,
+)
 from tachograph.provenance.number_sketches import DateSketch, NumberSketch
 from tachograph.provenance.value_sketches import ValueSketch
-
-OBJECT_BYTES = 64
-"""What one Python object is taken for when the size of content is estimated."""
 
 
 def numpy_array(data: Any) -> dict[str, Any]:
     """Shape, dtype and digest of a `numpy.ndarray`; the same for any memory layout."""
     rows = data.reshape(1) if data.ndim == 0 else data
     width = rows.size // max(1, len(rows))
-    item_bytes = OBJECT_BYTES if data.dtype.hasobject else data.dtype.itemsize
+    by_values = data.dtype.hasobject or _has_padding(data.dtype)
+    item_bytes = data.dtype.itemsize
+    if by_values:
+        item_bytes = object_bytes(len(rows), lambda start, stop: _values(rows[start:stop]))
+
+    is_masked = hasattr(data, "filled")
 
     def encode(piece: Any) -> bytes:
-        return plain_bytes(_values(piece)) if data.dtype.hasobject else bytes(piece.tobytes())
+        if by_values:
+            return plain_bytes(_values(piece))
+        if is_masked:  # what lies below a mask does not count
+            mask = sys.modules["numpy"].ma.getmaskarray(piece)
+            return bytes(piece.filled(piece.dtype.type()).tobytes() + mask.tobytes())
+        return bytes(piece.tobytes())
 
     column = Column(
         _row_shape(data),
@@ -34,7 +48,7 @@ def numpy_array(data: Any) -> dict[str, Any]:
         width * item_bytes,
         lambda start, stop: rows[start:stop],
         encode,
-        array_sketch(data.dtype, rows.shape),
+        None if is_masked else array_sketch(data.dtype, rows.shape),
     )
     reading = read_columns(len(rows), [column])
     return _shape_of(data, data.dtype.itemsize) | reading.digest | array_sketches(reading)
@@ -89,6 +103,8 @@ def sparse_matrix(data: Any) -> dict[str, Any]:
     names = ("data", "indices", "indptr", "offsets", "row", "col", "rows")
     parts = [getattr(data, name, None) for name in names]
     described = [numpy_array(part) for part in parts if hasattr(part, "dtype")]
+    if not described:
+        return _shape_of(data, data.dtype.itemsize) | _not_read(f"the format {data.format}")
     sampled = any(part.get("digest_of") == "sample" for part in described)
     stored = described[0] if hasattr(getattr(data, "data", None), "dtype") else {}
     sketch = {name: stored[name] for name in ("sketch", "sketch_of") if "sketch" in stored}
@@ -98,7 +114,7 @@ def sparse_matrix(data: Any) -> dict[str, Any]:
         "dtype": str(data.dtype),
         "format": data.format,
         "stored": int(data.nnz),
-        "digest": combine(part["digest"] for part in described) if described else None,
+        "digest": combine([f"{data.format}{data.shape}", *(part["digest"] for part in described)]),
         "digest_of": "sample" if sampled else "content",
         **sketch,
     }
@@ -171,6 +187,13 @@ def _tensor_sketch(dtype: Any, shape: Sequence[int]) -> Callable[[int], sketches
 
 def _single() -> Any:
     return sys.modules["numpy"].dtype("f4")
+
+
+def _has_padding(dtype: Any) -> bool:
+    """Whether there are bytes that may be anything: between fields, or of a long double."""
+    fields = [field[0] for field in (dtype.fields or {}).values()]
+    between = bool(fields) and sum(field.itemsize for field in fields) != dtype.itemsize
+    return between or dtype.char in "gG"
 
 
 def _values(piece: Any) -> list[Any]:

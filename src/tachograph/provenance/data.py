@@ -12,7 +12,7 @@ from typing import Any
 
 from tachograph.provenance import Document, arrays, files, frames, loaders, missing
 from tachograph.provenance.dataset_names import named
-from tachograph.provenance.digest import Column, plain_bytes, read_columns
+from tachograph.provenance.digest import Column, object_bytes, plain_bytes, read_columns
 from tachograph.provenance.value_sketches import ValueSketch
 from tachograph.values import qualified_name
 
@@ -88,14 +88,12 @@ def _sequence(data: Any, inside: loaders.Inside) -> Document:
     """A short sequence of arrays or frames by its parts, any other as a column of plain values."""
     if 0 < len(data) <= _PARTS and any(map(_is_data, data)):
         return _parts({str(index): item for index, item in enumerate(data)}, inside)
-    column = Column(
-        "",
-        "object",
-        arrays.OBJECT_BYTES,
-        lambda start, stop: data[start:stop],
-        plain_bytes,
-        ValueSketch,
-    )
+
+    def read(start: int, stop: int) -> Any:
+        return data[start:stop]
+
+    row_bytes = object_bytes(len(data), read)
+    column = Column("", "object", row_bytes, read, plain_bytes, ValueSketch)
     reading = read_columns(len(data), [column])
     return {"rows": len(data), **reading.digest, **arrays.array_sketches(reading)}
 

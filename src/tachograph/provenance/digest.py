@@ -19,7 +19,14 @@ SAMPLE_BYTES = 8 << 20
 
 _CHUNK_BYTES = 1 << 20
 _BLOCKS = 128
+_OBJECT_BYTES = 64  # what a Python object is taken for that is no longer
+_SOME = 32  # values by which the size of others is estimated
 _PLAIN = (str, int, float, bool, complex, bytes, decimal.Decimal, type(None))
+_BY_REPR = {  # package and name of types whose `repr` tells the whole value
+    *(("datetime", "timedelta"), ("uuid", "UUID"), ("fractions", "Fraction")),
+    *(("pandas", "Interval"), ("pandas", "Period"), ("pathlib", "PosixPath")),
+    *(("numpy", "longdouble"), ("numpy", "clongdouble")),
+}
 
 
 class NotPlain(Exception):
@@ -149,9 +156,25 @@ def combine(digests: Iterable[str | None]) -> str | None:
     return f"sha256:{hasher.hexdigest()}"
 
 
+def object_bytes(rows: int, read: Callable[[int, int], Sequence[Any]]) -> int:
+    """About how many bytes a value takes in a column of objects, by the first ones."""
+    sizes = [_object_bytes(value) for value in read(0, min(rows, _SOME))]
+    return sum(sizes) // max(1, len(sizes)) or _OBJECT_BYTES
+
+
+def _object_bytes(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return max(_OBJECT_BYTES, len(value))
+    if isinstance(value, list | tuple | dict):
+        return _OBJECT_BYTES * (1 + len(value))
+    size = getattr(value, "nbytes", 0) if type(value).__module__ == "numpy" else 0
+    return max(_OBJECT_BYTES, size)
+
+
 def plain_bytes(values: Sequence[Any]) -> bytes:
-    """Bytes of plain values (texts, numbers, None, lists and dicts); NotPlain for others."""
-    return "\x1f".join([_plain_text(value) for value in values]).encode(errors="surrogatepass")
+    """Bytes of plain values (texts, numbers, None, arrays, lists, …); NotPlain for others."""
+    texts = [_plain_text(value) for value in values]
+    return "".join([f"{text}\x1f" for text in texts]).encode(errors="surrogatepass")
 
 
 def _plain_text(value: Any, depth: int = 0) -> str:
@@ -162,9 +185,14 @@ def _plain_text(value: Any, depth: int = 0) -> str:
     if type(value) is dict and depth < 4:
         pairs = [(_plain_text(key, 4), _plain_text(item, depth + 1)) for key, item in value.items()]
         return "{" + ",".join([f"{key}:{item}" for key, item in pairs]) + "}"
+    kind = type(value)
+    if (kind.__module__.partition(".")[0], kind.__qualname__) in _BY_REPR:
+        return repr(value)
+    if (kind.__module__, kind.__qualname__) == ("numpy", "ndarray") and not value.dtype.hasobject:
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     item = getattr(value, "item", None)  # a scalar of numpy
     if callable(item) and getattr(value, "shape", None) == () and type(value.item()) in _PLAIN:
         return repr(value.item())
     if hasattr(value, "isoformat"):  # dates and times
         return str(value.isoformat())
-    raise NotPlain(f"holds values of type {type(value).__qualname__}")
+    raise NotPlain(f"holds values of type {kind.__qualname__}")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from tachograph.provenance import Document, sketches
-from tachograph.provenance.arrays import OBJECT_BYTES, array_sketch
-from tachograph.provenance.digest import Column, plain_bytes, read_columns
+from tachograph.provenance.arrays import array_sketch
+from tachograph.provenance.digest import Column, object_bytes, plain_bytes, read_columns
 from tachograph.provenance.value_sketches import ValueSketch
 
 
 def pandas_frame(data: Any) -> dict[str, Any]:
-    """Columns with their types, rows, and a digest of the content with its index."""
+    """Columns with their types, rows, and a digest of the content with its index and categories."""
     columns = [
         _pandas_column(str(name), data.iloc[:, position])
         for position, name in enumerate(data.columns)
     ]
+    # A model sees the codes of categories, which follow their order.
+    positions = [at for at, dtype in enumerate(data.dtypes) if str(dtype) == "category"]
+    columns += [_pandas_column("", data.iloc[:, position].cat.codes) for position in positions]
     index = data.index
     plainly_numbered = (getattr(index, "start", None), getattr(index, "step", None)) == (0, 1)
     if not plainly_numbered:
@@ -34,15 +38,14 @@ def pandas_series(data: Any) -> dict[str, Any]:
 def _pandas_column(name: str, series: Any) -> Column:
     dtype = series.dtype
     if is_numeric(dtype):
-        return _numeric(
-            name, dtype, dtype.itemsize, lambda start, stop: series.iloc[start:stop].to_numpy()
-        )
-    return _plain(
-        name,
-        str(dtype),
-        OBJECT_BYTES,
-        lambda start, stop: series.iloc[start:stop].to_numpy(dtype=object, na_value=None).tolist(),
-    )
+        values = series.to_numpy()
+        return _numeric(name, dtype, dtype.itemsize, lambda start, stop: values[start:stop])
+
+    def read(start: int, stop: int) -> list[Any]:
+        values: list[Any] = series.iloc[start:stop].to_numpy(object, na_value=None).tolist()
+        return values
+
+    return _plain(name, str(dtype), len(series), read)
 
 
 def polars_frame(data: Any) -> dict[str, Any]:
@@ -58,12 +61,12 @@ def polars_series(data: Any) -> dict[str, Any]:
 
 def _polars_column(series: Any) -> Column:
     name, dtype = series.name, str(series.dtype)
-    if series.dtype.is_numeric() and series.null_count() == 0:
+    if is_number_of_polars(dtype) and series.null_count() == 0:
         return _numeric(
             name, dtype, 8, lambda start, stop: series.slice(start, stop - start).to_numpy()
         )
     return _plain(
-        name, dtype, OBJECT_BYTES, lambda start, stop: series.slice(start, stop - start).to_list()
+        name, dtype, len(series), lambda start, stop: series.slice(start, stop - start).to_list()
     )
 
 
@@ -81,9 +84,8 @@ def _arrow_column(name: str, dtype: str, column: Any) -> Column:
         return _numeric(
             name, dtype, 8, lambda start, stop: column.slice(start, stop - start).to_numpy()
         )
-    row_bytes = max(OBJECT_BYTES, column.nbytes // max(1, len(column)))
     return _plain(
-        name, dtype, row_bytes, lambda start, stop: column.slice(start, stop - start).to_pylist()
+        name, dtype, len(column), lambda start, stop: column.slice(start, stop - start).to_pylist()
     )
 
 
@@ -93,6 +95,11 @@ def _arrow_column(name: str, dtype: str, column: Any) -> Column:
 def is_numeric(dtype: Any) -> bool:
     """Whether a type of pandas is one of numpy for numbers or times, and not an extension."""
     return getattr(dtype, "kind", "O") in "biufcmM" and hasattr(dtype, "newbyteorder")
+
+
+def is_number_of_polars(dtype: str) -> bool:
+    """Whether numpy has numbers of a type of Polars: no decimal ones, and none of 128 bits."""
+    return re.fullmatch(r"U?Int(8|16|32|64)|Float(16|32|64)", dtype) is not None
 
 
 def _numeric(name: str, dtype: Any, row_bytes: int, read: Callable[[int, int], Any]) -> Column:
@@ -107,13 +114,13 @@ def _numeric(name: str, dtype: Any, row_bytes: int, read: Callable[[int, int], A
     )
 
 
-def _plain(name: str, dtype: str, row_bytes: int, read: Callable[[int, int], list[Any]]) -> Column:
+def _plain(name: str, dtype: str, rows: int, read: Callable[[int, int], list[Any]]) -> Column:
     """A column that is read as a list of plain values."""
-    return Column(name, dtype, row_bytes, read, plain_bytes, ValueSketch)
+    return Column(name, dtype, object_bytes(rows, read), read, plain_bytes, ValueSketch)
 
 
 def _frame(rows: int, columns: list[Column], width: int) -> Document:
-    """Columns beyond `width` are of an index: they count, and are not described."""
+    """Columns beyond `width`, such as of an index, count and are not described."""
     sketched = min(width, sketches.COLUMNS)
     others = [replace(column, sketch=None) for column in columns[sketched:]]
     reading = read_columns(rows, [*columns[:sketched], *others])

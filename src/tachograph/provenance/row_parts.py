@@ -65,7 +65,7 @@ class Values:
         self.rows = int(array.shape[0])
         values = math.prod(array.shape[1:])
         self.width = values * (2 if array.dtype.kind == "c" else 1)
-        is_object = array.dtype.kind in "OUS"
+        is_object = array.dtype.kind in "OUST"
         self.row_bytes = values * float(_OBJECT_BYTES if is_object else array.dtype.itemsize)
         self.chunk = max(1, CHUNK_VALUES // max(1, self.width))
         self._factors: tuple[int, Any] | None = None
@@ -96,7 +96,9 @@ def array(values: Any) -> Part:
         return Beside([array(values[name]) for name in values.dtype.names])
     if name == "bfloat16":
         return Values(values.view("u2"), bfloat16_words)
-    if kind in "OUS":
+    if hasattr(values, "filled") and kind in "biuf":  # what is masked is missing
+        return Values(values, lambda chunk: number_words(chunk.astype("f8").filled(math.nan)))
+    if kind in "OUST":
         vocabulary = Vocabulary()
         return Values(
             values, lambda chunk: vocabulary.words(chunk.ravel().tolist()).reshape(chunk.shape)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tachograph.provenance.arrays import jax_elsewhere, torch_elsewhere
 from tachograph.provenance.data import kinds
-from tachograph.provenance.frames import is_numeric
+from tachograph.provenance.frames import is_number_of_polars, is_numeric
 from tachograph.provenance.row_parts import (
     Beside,
     Part,
@@ -100,7 +100,7 @@ def _sequence(data: Sequence[Any], depth: int) -> Part:
         return part_of(data[0], depth)
     if _is_inputs(data):
         return Beside([part_of(item, depth) for item in data])
-    return samples(data, lambda item: item)
+    return samples(data, lambda item: _first(item) if _is_array(_first(item)) else item)
 
 
 def _is_inputs(data: Any) -> bool:
@@ -186,7 +186,8 @@ def _polars_column(series: Any) -> Part:
     def chosen(rows: Any) -> Any:
         return series[rows] if isinstance(rows, slice) else series.gather(rows)
 
-    if series.dtype.is_numeric() or series.dtype.is_temporal():
+    dtype = str(series.dtype)
+    if is_number_of_polars(dtype) or dtype.startswith(("Date", "Duration")):
         return number_column(len(series), lambda rows: chosen(rows).to_numpy())
     return object_column(len(series), lambda rows: chosen(rows).to_list())
 
@@ -283,6 +284,7 @@ _READERS: dict[str, Callable[[Any], Part]] = {
     "polars.DataFrame": _polars_frame,
     "polars.Series": _polars_column,
     "pyarrow.Table": _arrow_table,
+    "sklearn.Bunch": lambda data: part_of(data["data"]),
     "xgboost.DMatrix": _xgboost_matrix,
 }
 _HOLDERS: dict[str, Callable[[Any, int], Part]] = {

@@ -48,7 +48,7 @@ class ValueSketch(Sketch):
         types = set(map(type, values))
         present = values
         if types - {str, bool, int}:
-            present = [v for v in values if v is not None and v == v]
+            present = [v for v in values if v is not None and (hasattr(v, "__len__") or v == v)]
             types = set(map(type, present))
         self._missing += len(values) - len(present)
         self._types |= types
