@@ -196,6 +196,7 @@ _ROW = ("rows", "tags", 0)
         (_changed("writer", "a/b"), "writer 'a/b' is not 1 to 64 letters"),
         (_changed("writer", "w" * 65), "is not 1 to 64"),
         (_changed("writer", 7), "is not 1 to 64"),
+        (_changed("writer", "relay-1"), "a server's own journal"),
         (_changed("first", 10), "are no range"),
         (_changed("first", -1), "are no range"),
         (_changed("first", True), "'first' is a whole number"),

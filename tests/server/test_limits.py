@@ -160,6 +160,28 @@ def test_one_request_alone_may_be_larger_than_what_all_may_hold() -> None:
     asyncio.run(scene())
 
 
+def test_large_bodies_are_decoded_two_at_a_time() -> None:
+    """As objects they take many times their bytes; small ones pass by."""
+
+    async def scene() -> None:
+        intake, most = Intake(LIMITS), 0
+        decoding: set[int] = set()
+
+        async def decode(number: int) -> None:
+            nonlocal most
+            async with intake.turn(1 << 20):
+                decoding.add(number)
+                most = max(most, len(decoding))
+                async with intake.turn(1000):
+                    await asyncio.sleep(0)
+                decoding.remove(number)
+
+        await asyncio.gather(*map(decode, range(6)))
+        assert most == 2
+
+    asyncio.run(scene())
+
+
 # ---------------------------------------------------------------------------- shares
 
 

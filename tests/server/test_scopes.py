@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import KINDS, SECRET, ReadServer, any_order, error_of, filled, table_of
+from recorded import (
+    KINDS,
+    SECRET,
+    ReadServer,
+    any_order,
+    error_of,
+    filled,
+    run_row,
+    running,
+    table_of,
+)
 
 from tachograph.records import TABLES
 from tachograph.server.describing import describe
@@ -169,6 +180,20 @@ def test_writers_are_those_that_recorded_covered_runs(full: ReadServer) -> None:
         span = "next" if table == "cursors" else "started_at"
         spans = table_of(full.post("/read", asked | {"span": span}, token=full.apple))
         assert set(spans["writer"]) == writers
+
+
+def test_how_much_there_is_of_others_bounds_no_answer(tmp_path: Path) -> None:
+    """Runs and writers of other projects are left out before rows are counted."""
+    with running("sqlite", tmp_path, rows=2) as server:
+        for run in ("a1", "z1", "z2"):
+            project = "apple" if run == "a1" else "zebra"
+            server.deliver(make_batch(f"of {run}", 0, runs=[run_row(run, 1, project=project)]))
+        assert error_of(server.get("/runs")) == (413, "too_large")
+        for path in ("/runs", "/runs/a1"):
+            assert server.get(path, token=server.apple).status_code == 200
+        asked = {"table": "cursors"}
+        assert error_of(server.post("/read", asked)) == (413, "too_large")
+        assert len(table_of(server.post("/read", asked, token=server.apple))) == 1
 
 
 def test_what_is_for_all_projects_is_refused(full: ReadServer) -> None:

@@ -441,6 +441,9 @@ def test_token_reads_files_that_its_runs_name(client: TestClient, tokens: Tokens
     for name in ("fraud", "none"):
         refused = client.get(f"/v1/artifacts/{digests[name]}", headers=limited)
         assert code(refused) == (404, "not_found")
+        asked = client.head(f"/v1/artifacts/{digests[name]}", headers=limited)
+        assert (asked.status_code, asked.headers.get("Upload-Offset")) == (404, None)
+    assert client.head(f"/v1/artifacts/{digests['churn']}", headers=limited).status_code == 200
     listed = client.get("/v1/artifacts", headers=limited).json()["columns"]
     assert listed == {"sha256": [digests["churn"]], "bytes": [8]}
 

@@ -102,11 +102,17 @@ async def fetch(request: Request, grant: Reader, sha256: Digest) -> Response:
     },
 )
 async def look(request: Request, sha256: Digest) -> Response:
-    """Whether a file is complete; if not, how much of it has come."""
-    server = request.app.state.server
+    """Whether a file is complete; if not, how much of it has come.
+
+    Who may send files is told of all, so that none is sent twice; others of what they may fetch.
+    """
+    server, grant = request.app.state.server, request.state.grant
+    covered = None if grant.may("write") else grant
     try:
-        file = await server.readers.ask(partial(_open, sha256, None))
+        file = await server.readers.ask(partial(_open, sha256, covered), covered)
     except StoreNotFound:
+        if covered is not None:
+            raise
         offset = await server.uploads.aside(partial(server.uploads.parts.size, sha256))
         raise Refusal(
             404, "not_found", f"{sha256} is not complete here", {OFFSET: str(offset)}

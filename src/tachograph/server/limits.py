@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -23,6 +24,7 @@ from tachograph.wire.encoding import decompress
 
 _WAIT = 2.0  # seconds for other bodies to be done with
 _MINUTE = 60
+_LARGE = 1 << 18  # bytes
 
 
 class Intake:
@@ -37,7 +39,7 @@ class Intake:
         self.limits = limits
         self.bytes = 0  # of bodies, in flight now
         self._freed = asyncio.Event()
-        self._unpacking = asyncio.Semaphore(2)
+        self._unpacking, self._decoding = asyncio.Semaphore(2), asyncio.Semaphore(2)
         limited = limits.token_bytes or limits.token_points
         self._shares = _Shares(limits) if limited else None
 
@@ -67,6 +69,13 @@ class Intake:
         """Take a token's share of a minute; Refusal (429) where it is used up."""
         if self._shares is not None:
             self._shares.charge(grant, {"bytes": bytes, "points": points})
+
+    def turn(self, size: int) -> AbstractAsyncContextManager[None]:
+        """A turn to decode so many bytes; large ones come two at a time.
+
+        As objects of Python they may take thirty times as much.
+        """
+        return self._decoding if size > _LARGE else nullcontext()
 
     async def unpack(self, body: bytes) -> bytes:
         """Decompress a body, of any number of them two at a time, and outside of the loop."""

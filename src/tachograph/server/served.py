@@ -76,6 +76,7 @@ class Served:
         self._beating = LiveReader(backend, self._tails_and_heartbeats)
         self._read = self._complete
         if grant is not None and not grant.covers_all:
+            # Below the bound: how much there is of other projects must not matter.
             self._read = Narrowed(self._complete, grant.projects or ()).read
         self.store = Store(self, is_alive=is_alive)
 
@@ -89,7 +90,17 @@ class Served:
         TooLarge
             There are more rows than an answer has.
         """
-        return self._read(query)
+        query.check()
+        most = self._rows + 1
+        if query.limit is None or query.limit > most:
+            query = replace(query, limit=most)
+        found = self._read(query)
+        if len(found) == most:
+            raise TooLarge(
+                f"the answer has more than {self._rows} rows of {query.table!r}; ask for less:"
+                " with conditions, a 'limit', or of a series for 'points'"
+            )
+        return found
 
     def write(self, batch: Batch) -> int:
         """Refuse: what is written goes through the inbox."""
@@ -115,19 +126,8 @@ class Served:
     def _complete(self, query: Query) -> Table:
         if self.is_late:
             raise StoreError("cut short")
-        query.check()
-        most = self._rows + 1
-        if query.limit is None or query.limit > most:
-            query = replace(query, limit=most)
-        found = self._cursors(query) if query.table == "cursors" else self._rows_of(query)
-        if len(found) == most:
-            raise TooLarge(
-                f"the answer has more than {self._rows} rows of {query.table!r}; ask for less:"
-                " with conditions, a 'limit', or of a series for 'points'"
-            )
-        return found
-
-    def _rows_of(self, query: Query) -> Table:
+        if query.table == "cursors":
+            return self._cursors(query)
         if query.raw and self._may_be_on_its_way(query):  # that is read from the store alone
             self._flush()
         return (self._beating if query.table == "writers" else self.live).read(query)

@@ -48,8 +48,9 @@ async def write(request: Request, grant: Writer) -> dict[str, Any]:
         )
     server = request.app.state.server
     payload, body = await read_encoded(request)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_threads, _receive, server, grant, media_type, payload, body)
+    loop, given = asyncio.get_running_loop(), (server, grant, media_type, payload, body)
+    async with server.intake.turn(len(payload)):
+        return await loop.run_in_executor(_threads, _receive, *given)
 
 
 def _receive(

@@ -20,7 +20,7 @@ from tachograph.errors import RunNotFound
 from tachograph.identity import derived_id
 from tachograph.reading import portions
 from tachograph.reading.lookup import family_of
-from tachograph.records import TABLES, Batch, MetricBlock, Row, Series, join_special
+from tachograph.records import RELAY, TABLES, Batch, MetricBlock, Row, Series, join_special
 from tachograph.table import Table
 from tachograph.transfer.copying_files import send_files
 from tachograph.transfer.proving import prove
@@ -341,8 +341,10 @@ def _nobody(what: str, done: int, total: int) -> None:
 
 
 def _cursors(backend: Backend) -> dict[str, int]:
+    """How far a store is with each writer; the journal of a server holds no records of its own."""
     found = backend.read(Query("cursors"))
-    return dict(zip(found["writer"], found["next"], strict=True))
+    pairs = zip(found["writer"], found["next"], strict=True)
+    return {writer: after for writer, after in pairs if not writer.startswith(RELAY)}
 
 
 def _run_ids(backend: Backend) -> list[str]:

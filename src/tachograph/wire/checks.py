@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tachograph.errors import TooLarge, WireError
-from tachograph.records import RUN_ID, TABLES, Batch, Row, Series
+from tachograph.records import RELAY, RUN_ID, TABLES, Batch, Row, Series
 from tachograph.tensors.records import TensorRows, TensorSeries
 from tachograph.wire.json_input import read_json
 
@@ -40,6 +40,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def check(batch: Batch) -> Batch:
     """Return the batch, or raise WireError where a store could stumble over it."""
     _check_id("writer", batch.writer)
+    if batch.writer.startswith(RELAY):
+        raise WireError(f"a writer {batch.writer!r:.80} is a server's own journal")
     if not 0 <= batch.first <= batch.next < LAST_SEQ:
         raise WireError(f"records {batch.first!r:.40} to {batch.next!r:.40} are no range")
     if batch.heartbeat is not None:
