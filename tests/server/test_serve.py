@@ -286,6 +286,23 @@ def test_heads_that_never_end_are_given_up(server: Any) -> None:
         connection.close()
 
 
+def test_what_no_route_sees_is_answered_in_the_shape_of_all_errors(server: Any) -> None:
+    """What is no HTTP, a body whose chunks are none, and one connection too many."""
+    head = "POST /v1/batches HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    for text in ("\x16\x03\x01\r\n", "GET / HTTP/1.1\r\n\r\n", head):
+        with _connect(server, text) as connection:
+            answer = _read_to_end(connection)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed"
+    with contextlib.ExitStack() as others:
+        for _ in range(20):
+            others.enter_context(_connect(server))
+        answered = httpx.get(f"{server.url}/healthz", timeout=5)
+    assert (answered.status_code, answered.json()["error"]["code"]) == (503, "busy")
+    assert {"Retry-After", "Tachograph-Protocol"} <= {name.title() for name in answered.headers}
+    assert _is_well(server)
+
+
 def test_a_head_without_end_is_given_up(server: Any) -> None:
     """It is not kept while it grows."""
     before = _memory(server)

@@ -1,5 +1,8 @@
 """A connection that is closed when its client dawdles: what uvicorn leaves open for ever.
 
+What no application sees, a request that cannot be read or one connection too many, is answered
+here in the shape of all errors.
+
 uvicorn bounds the head of a request and the idle time between two; not the time that a head takes
 to come, or an answer to be taken. Without that, a few thousand connections that never say anything
 would be all that a server takes. Bodies have their own deadline (`limits.read_body`).
@@ -8,9 +11,15 @@ would be all that a server takes. Bodies have their own deadline (`limits.read_b
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
+import h11
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tachograph.server.answers import error_answer
+from tachograph.server.envelope import HEADERS
 
 HEAD_SECONDS = 15.0
 """Within which the head of a request must have come, at most."""
@@ -19,7 +28,10 @@ IDLE_SECONDS = 75
 """For which a connection is kept for another request."""
 
 SPARE = 64
-"""Connections beyond `limit_concurrency`, which uvicorn answers with 503 before they are closed."""
+"""Connections beyond those that are served, which are told so before they are closed."""
+
+_LAST = HEADERS | {"Connection": "close"}
+_log = logging.getLogger("tachograph.server")
 
 
 class Connection(H11Protocol):
@@ -29,11 +41,37 @@ class Connection(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._most, self.limit_concurrency = self.limit_concurrency, None
+        self._served, self.app = self.app, self._serve
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to the application, unless there are too many connections."""
+        if self._most is None or len(self.connections) < self._most:
+            await self._served(scope, receive, send)
+            return
+        _log.warning("there are %d connections, more than are served", len(self.connections))
+        message = "the server has too many connections; come again"
+        answer = error_answer(503, "busy", message, _LAST | {"Retry-After": "5"})
+        await answer(scope, receive, send)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer to what is no HTTP; where an answer has begun already, end it."""
+        answer = error_answer(400, "malformed", "this is no request of HTTP/1.1", _LAST)
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        try:
+            for part in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(part) or b"")
+        except h11.LocalProtocolError:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request, unless there are too many who do."""
         super().connection_made(transport)
-        most = self.limit_concurrency
-        if most is not None and len(self.connections) > most + SPARE:
+        if self._most is not None and len(self.connections) > self._most + SPARE:
             transport.abort()
         else:
             self._wait_for_head(min(self.seconds, HEAD_SECONDS))

@@ -29,7 +29,7 @@ OPEN_PATHS = frozenset({"/healthz"})
 
 _LINGER = 2.0  # seconds for the rest of a body that is refused
 _LINGER_BYTES = 32 << 20
-_HEADERS = {
+HEADERS = {
     "Tachograph-Protocol": str(PROTOCOL),
     "Cache-Control": "private, no-cache",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -113,7 +113,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             if self._unread:
                 await self._linger()
