@@ -27,6 +27,7 @@ from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.table import Table
 from tachograph.testing import make_batch, make_block
+from tachograph.transfer.copying import copy_store
 from tachograph.wire.encoding import decode
 
 # ---------------------------------------------------------------------------- the contract
@@ -57,6 +58,24 @@ class TestRemoteInProcess(RemoteContract):
 
     def test_what_write_returned_survives_a_kill(self, backend_url: str) -> None:
         """Another process cannot reach an application in this one; over a socket it can."""
+
+
+def test_copy_of_some_projects_leaves_room_for_the_others(tmp_path: Path) -> None:
+    """A writer recorded into two: a token for one must not claim the records of the other."""
+    made = ServerSettings((f"sqlite:///{tmp_path}/runs.db",), tmp_path / "server")
+    tokens, destination = Tokens(made.folder), MemoryBackend("memory://projects", create=True)
+    admin = tokens.create("admin", rights=("admin",))
+    reader = tokens.create("reader", rights=("read",), projects=("one",))
+    runs = [{"run_id": name, "project": name, "root_id": name} for name in ("one", "two")]
+    blocks = [make_block(name, {"loss": [1.0]}, seqs=[2]) for name in ("one", "two")]
+    with TestClient(make_app(made)) as client:
+        source = RemoteBackend("http://testserver", create=True, client=client)
+        client.headers["Authorization"] = f"Bearer {admin}"
+        source.write(make_batch("w", 0, 3, blocks=blocks, runs=runs))
+        for token, points in ((reader, 1), (admin, 1), (reader, 0)):
+            client.headers["Authorization"] = f"Bearer {token}"
+            assert copy_store(source, destination).points == points
+    assert set(destination.read(Query("runs"))["run_id"]) == {"one", "two"}
 
 
 # ---------------------------------------------------------------------------- pages

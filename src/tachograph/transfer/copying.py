@@ -5,7 +5,7 @@ sequence, so a copy that was cut short goes on where it was, and a second one ch
 
 A copy of chosen runs cannot claim all records of a writer that also recorded others. It goes
 under a writer of its own per run, derived from the real one, and every copy leaves out what the
-destination has under either.
+destination has under either. What a token for some projects shows are chosen runs, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from tachograph.backends.base import Backend, Condition, Query
+from tachograph.backends.base import Backend, Condition, Query, SupportsAbout
 from tachograph.delivery.patience import write_patiently
 from tachograph.errors import RunNotFound
 from tachograph.identity import derived_id
@@ -117,7 +117,7 @@ def copy_store(
         A store cannot be read or written, or the digests differ: then the source was written
         meanwhile, or the destination holds the same runs with other content.
     """
-    chosen = None if run_ids is None else _families(source, list(run_ids))
+    chosen = _chosen(source, run_ids)
     copy = _Copy(source, destination, chosen, progress or _nobody)
     sizes = send_files(source, destination, chosen, copy.progress)
     copy.report.artifacts, copy.report.artifact_bytes = len(sizes), sum(sizes)
@@ -349,6 +349,21 @@ def _cursors(backend: Backend) -> dict[str, int]:
 
 def _run_ids(backend: Backend) -> list[str]:
     return list(backend.read(Query("runs", columns=["run_id"]))["run_id"])
+
+
+def _chosen(source: Backend, run_ids: Iterable[str] | None) -> list[str] | None:
+    """The runs to copy; None where these are all that there are."""
+    if run_ids is not None:
+        return _families(source, list(run_ids))
+    return _run_ids(source) if _shows_a_part(source) else None
+
+
+def _shows_a_part(source: Backend) -> bool:
+    """Whether it is a server that keeps the runs of some projects from us."""
+    if not isinstance(source, SupportsAbout):
+        return False
+    token = source.about().get("token") or {}
+    return token.get("projects") is not None
 
 
 def _runs_by_writer(backend: Backend, run_ids: Sequence[str]) -> dict[str, set[str]]:
