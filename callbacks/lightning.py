@@ -418,7 +418,7 @@ class LightningCallback(EitherCallback):
         if arrays := facts.arrays(dataset):
             run.log_data(arrays, name, rows=dataset, role=role)
         else:
-            run.compare_rows(dataset, name, role=role)
+            run.log_data(dataset, name, role=role)
 
     def _new_values(self, state: _State, trainer: Any) -> dict[str, Any]:
         return self._own_values(state, trainer, state.new.take(trainer.callback_metrics))

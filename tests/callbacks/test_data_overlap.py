@@ -21,7 +21,13 @@ from sklearn.linear_model import LinearRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV, KFold, cross_validate  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
-from torch.utils.data import DataLoader, Subset, TensorDataset, random_split  # noqa: E402
+from torch.utils.data import (  # noqa: E402
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 from tachograph import start_run  # noqa: E402
 from tachograph.callbacks import (  # noqa: E402
@@ -82,6 +88,19 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Own(Dataset[Any]):
+    """As people write them."""
+
+    def __init__(self) -> None:
+        self.features, self.labels = torch.from_numpy(X), torch.from_numpy(Y)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.features[index], self.labels[index]
+
+
 class Splits(pl.LightningDataModule):
     """Splits of one data set by their rows."""
 
@@ -128,8 +147,8 @@ def test_lightning(config: dict[str, Any], record: Read) -> None:
 
 
 def test_lightning_clean(config: dict[str, Any], record: Read) -> None:
-    """Also where the training data are looked at after the fit, and predicted."""
-    data = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    """Also where the training data are looked at after the fit, and predicted; all is described."""
+    data = Own()
     train, val = random_split(data, [40, 20], generator=torch.Generator().manual_seed(0))
     made, net = trainer(LightningCallback(config=config)), Net()
     made.fit(net, DataLoader(train, batch_size=10), DataLoader(val, batch_size=10))
@@ -138,6 +157,9 @@ def test_lightning_clean(config: dict[str, Any], record: Read) -> None:
     found = record()
     assert told(found) == []
     assert len(checked(found)) == 3
+    documents = {row["section"]: row["document"] for row in found.rows("provenance")}
+    for name in ("train", "val", "test", "predict"):
+        assert '"digest":"sha256:' in documents[f"data.{name}"].replace(" ", "")
 
 
 # ---------------------------------------------------------------------------- Keras

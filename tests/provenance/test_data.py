@@ -413,6 +413,8 @@ def test_a_folder_of_samples_is_its_files_and_classes(tmp_path: Path) -> None:
     assert fingerprint(other)["parts"]["samples"] == samples
     (tmp_path / "two/cat/1.png").write_text("cat/9.png")
     assert fingerprint(other)["parts"]["samples"]["digest"] != samples["digest"]
+    other.samples = [file for file, _ in other.samples]
+    assert fingerprint(other)["parts"]["samples"]["files"] == 3
     swapped = Folder(tmp_path / "one")
     swapped.samples = [(file, 1 - label) for file, label in swapped.samples]
     assert fingerprint(swapped)["parts"]["samples"]["digest"] != samples["digest"]

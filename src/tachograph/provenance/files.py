@@ -76,7 +76,7 @@ def _folder(folder: Path) -> Document:
     }
 
 
-def labelled(pairs: Sequence[tuple[os.PathLike[str] | str, int]], root: Any = "") -> Document:
+def labelled(pairs: Sequence[tuple[os.PathLike[str] | str, Any]], root: Any = "") -> Document:
     """Digest of files with their classes, in order, by their names relative to `root`.
 
     As of a folder, the content of files is read up to a limit; of very many files not even their

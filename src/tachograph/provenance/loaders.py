@@ -38,7 +38,7 @@ def torch_loader(data: Any, inside: Inside) -> Document:
 def torch_dataset(data: Any, inside: Inside) -> Document:
     """Rows, and whatever arrays, tensors, frames and lists of that length it holds.
 
-    Files that it lists with their classes are digested by names relative to its root.
+    Files that it lists, with their classes or alone, are digested by names relative to its root.
     """
     rows = _length(data)
     held: dict[int, tuple[str, Any]] = {}
@@ -47,25 +47,32 @@ def torch_dataset(data: Any, inside: Inside) -> Document:
         if hasattr(value, "shape") or is_rows:
             held.setdefault(id(value), (name, value))  # once, where it has two names
     root = getattr(data, "root", "")
-    return {
+    document = {
         "rows": rows,
         "parts": {
-            name: files.labelled(value, root) if _are_files(value) else inside(value)
+            name: inside(value) if (pairs := _files(value)) is None else files.labelled(pairs, root)
             for name, value in held.values()
         },
     }
+    if held:
+        return document
+    why = "a stream" if rows is None else "it makes its samples when it is asked for them"
+    return document | {"digest": None, "missing": why}
 
 
-def _are_files(value: Any) -> bool:
-    """Whether it looks like pairs of path and class."""
-    pair = value[0] if isinstance(value, list) and value else None
-    return (
-        isinstance(pair, tuple)
-        and len(pair) == 2
-        and isinstance(pair[0], str | os.PathLike)
-        and isinstance(pair[1], int)
-        and os.path.isfile(pair[0])
-    )
+def _files(value: Any) -> list[tuple[Any, Any]] | None:
+    """Pairs of path and class, where it looks like such or like paths alone."""
+    if not isinstance(value, list) or not value:
+        return None
+    first = value[0]
+    if _is_file(first):
+        return [(file, "") for file in value]
+    is_pair = isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], int)
+    return value if is_pair and _is_file(first[0]) else None
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and os.path.isfile(value)
 
 
 def torch_tensor_dataset(data: Any, inside: Inside) -> Document:

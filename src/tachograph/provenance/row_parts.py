@@ -80,7 +80,7 @@ class Values:
     def bits(self, rows: Any) -> float:
         """See `Part`; of many columns some are looked at."""
         columns = self._read(rows)[:, :: max(1, self.width // 256)].T
-        return sum(map(_bits_of_column, columns)) * self.width / max(1, len(columns))
+        return float(sum(map(_bits_of_column, columns)) * self.width / max(1, len(columns)))
 
     def _read(self, rows: Any) -> Any:
         words = self._words(self._array[rows])
