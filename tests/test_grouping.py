@@ -181,6 +181,9 @@ def test_trainings_of_sklearn_are_grouped(url: str) -> None:
         ("data.train.generator.state", True),
         ("generator.lr", False),
         ("n_seedlings", False),
+        ("n_seeds", False),
+        ("seed_per_iteration", False),
+        ("--seed-words", False),
         ("state", False),
         ("lr", False),
     ],
@@ -195,6 +198,19 @@ def test_addresses_in_memory_are_no_difference() -> None:
     first = own_digest("run", "", {"f": '"<function f at 0x7f12cb6a9310>"'}, {})
     assert own_digest("run", "", {"f": '"<function f at 0x7f88aa6a9310>"'}, {}) == first
     assert own_digest("run", "", {"f": '"<function g at 0x7f88aa6a9310>"'}, {}) != first
+
+
+def test_data_without_a_digest_are_what_they_say() -> None:
+    """Two streams are not the same because nothing was read of either."""
+    first, second = ({"digest": None, "source": {"version": version}} for version in "12")
+    groups = {own_digest("run", "", {}, {"data.x": data}) for data in (first, second, dict(first))}
+    assert len(groups) == 2
+
+
+def test_documents_of_another_shape_have_a_group() -> None:
+    """Anyone may record a section of any name."""
+    other = {"argv": ["x"], "source": 3, "notebook": {"cells": [1]}, "arguments": {"files": [1]}}
+    assert code_digest(other) == code_digest(other | {"git": "text", "argv": {"argv": 3}})
 
 
 def test_without_source_files_the_commit_counts() -> None:

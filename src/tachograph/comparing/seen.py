@@ -14,6 +14,7 @@ from tachograph.backends.base import Condition, Query
 from tachograph.provenance.contents import content_of
 from tachograph.provenance.grouping import code_digest, group_id, is_seed, own_digest, without_seeds
 from tachograph.query import Store
+from tachograph.reading.documents import mapping
 from tachograph.reading.run_record import RunRecord
 from tachograph.security.redaction import redact_argv
 from tachograph.table import Table
@@ -70,7 +71,7 @@ def same_command(store: Store, command: Sequence[str]) -> Table:
     runs = [
         run_id
         for run_id, text in zip(documents["run_id"], documents["document"], strict=True)
-        if _command(json.loads(text).get("original_argv", ())) == wanted
+        if _command(mapping(json.loads(text)).get("original_argv") or ()) == wanted
     ]
     return _table(store, {run: _code_now(store.run(run).provenance) for run in runs})
 
@@ -110,15 +111,15 @@ def _command(argv: Sequence[str]) -> list[str]:
 
 
 def _code_now(documents: Mapping[str, Any]) -> str:
-    source = documents.get("source", {})
+    source = mapping(documents.get("source"))
     files = {
         key: facts["sha256"]
-        for key, facts in source.get("files", {}).items()
-        if facts.get("role") != "configuration" and facts.get("sha256")
+        for key, facts in mapping(source.get("files")).items()
+        if mapping(facts).get("role") != "configuration" and mapping(facts).get("sha256")
     }
     if not files:
         return "unknown"
-    changed = list(_changed(files, source.get("trees", {})))
+    changed = list(_changed(files, mapping(source.get("trees"))))
     if not changed:
         return "same"
     more = len(changed) - _NAMED

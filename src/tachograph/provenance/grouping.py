@@ -17,6 +17,11 @@ _SEED = re.compile(
     r"(^|[._-])(p?rng|seeds?|random_?(state|seed)|prng_?key)($|[._-])|(^|\.)generator\.state$",
     re.IGNORECASE,
 )
+_ABOUT_SEEDS = re.compile(  # how many, how they are used, and seeds of other kinds
+    r"(^|[._-])(n|num|number_of|max)[_-]seeds?$|(^|[._-])(p?rng|seeds?)[_-](impl|type|per|size|length"
+    r"|fraction|ratio|words?|texts?|terms?|tokens?|prompts?|urls?|files?|paths?|points?|nodes?)",
+    re.IGNORECASE,
+)
 _NO_CAUSE = re.compile(  # results, and where they go
     r"(^|\.)best\..*|study_name|storage\..*"
     r"|(.*\.)?(run|exp|experiment)_?(name|id)"
@@ -29,7 +34,8 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 
 def is_seed(path: str) -> bool:
     """Whether a parameter or flag of that name is a seed, or the state of a generator."""
-    return _SEED.search(path.strip("-").replace("__", ".")) is not None
+    name = path.strip("-").replace("__", ".")
+    return bool(_SEED.search(name)) and not _ABOUT_SEEDS.search(name)
 
 
 def is_cause(path: str) -> bool:
@@ -93,24 +99,32 @@ def _causes(params: Mapping[str, str]) -> dict[str, str]:
 
 def _code(documents: Mapping[str, Any]) -> Any:
     """The files that ran; where these are not known, the commit with what was changed since."""
-    source, git = documents.get("source", {}), documents.get("git", {})
-    cells = [cell.get("source") for cell in documents.get("notebook", {}).get("cells", ())]
+    source, git = _mapping(documents.get("source")), _mapping(documents.get("git"))
+    cells = _listed(documents.get("notebook"), "cells", "source")
     if source.get("files") or cells:
         return [source.get("digest"), cells]
-    return [git.get("commit"), (git.get("diff") or {}).get("sha256")]
+    return [git.get("commit"), _mapping(git.get("diff")).get("sha256")]
 
 
 def _arguments(documents: Mapping[str, Any]) -> Any:
-    arguments, argv = documents.get("arguments", {}), documents.get("argv", {})
-    unread = [
-        file["sha256"]
-        for file in arguments.get("files", ())
-        if "missing" in file and file.get("sha256")
-    ]
-    if any(one.get("values") for one in arguments.get("parsed", ())):
+    arguments, argv = documents.get("arguments"), _mapping(documents.get("argv"))
+    files = zip(*(_listed(arguments, "files", of) for of in ("missing", "sha256")), strict=True)
+    unread = [digest for missing, digest in files if missing is not None and digest]
+    if any(_listed(arguments, "parsed", "values")):
         return unread
-    whole = "original_argv" if argv.get("started_by") == "command" else "argv"
-    return [list(without_seeds(argv.get(whole, [])[1:])), unread]
+    words = argv.get("original_argv" if argv.get("started_by") == "command" else "argv")
+    return [list(without_seeds(map(str, words[1:] if isinstance(words, list) else []))), unread]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where it is none: anyone may record a document of any shape."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _listed(document: Any, name: str, of: str) -> list[Any]:
+    """One field of each item in a list of a document."""
+    items = _mapping(document).get(name)
+    return [_mapping(item).get(of) for item in items] if isinstance(items, list | tuple) else []
 
 
 def without_seeds(argv: Iterable[str]) -> Iterator[str]:
@@ -125,13 +139,16 @@ def without_seeds(argv: Iterable[str]) -> Iterator[str]:
 
 
 def _data(document: Any) -> Any:
-    """The digests in a document on data, by their place; without any, what else it says."""
+    """The digests in a document on data, by their place; what else it says where one is missing."""
     found = dict(_digests(document, ""))
     return found or document
 
 
 def _digests(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
+        if "digest" in value and value["digest"] is None:
+            yield path, value
+            return
         for key, item in value.items():
             if key == "digest":
                 yield path, item
