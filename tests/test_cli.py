@@ -111,17 +111,20 @@ def test_texts_of_a_record_are_printed_as_they_are(tmp_path: Path, capsys) -> No
             name=name, params={odd: odd}, tags={odd: odd}, notes=odd, config=config
         ) as run:
             run.log({odd: 1.0}, step=1)
+            run.log({"system/cpu": 1.0}, step=2)  # not what a tail is asked for
             run.log_data([1.0], odd)
     capsys.readouterr()
     seen = odd.replace("\x1b", "\\x1b")
     for words in (
-        *(["runs"], ["show", odd], ["show", odd, "--provenance"], ["tail", odd]),
+        *(["runs"], ["show", odd], ["show", odd, "--provenance"], ["tail", odd, "-n", "1"]),
         *(["compare", odd, "b", "--all"], ["diff", odd, "b"]),
     ):
         assert main([*words, "--store", store]) == 0, words
         out = capsys.readouterr().out
         assert "\x1b" not in out
         assert seen in out
+    assert "last" in out
+    assert "max" not in out  # of one value the last is enough
 
 
 def test_a_narrow_terminal_shows_fewer_columns(call, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tachograph.cli.render import (
@@ -10,8 +11,10 @@ from tachograph.cli.render import (
     is_of_the_user,
     print_table,
     section,
+    short_digest,
 )
 from tachograph.comparing.comparison import Comparison, Difference
+from tachograph.records import Row
 from tachograph.table import Table
 
 _SPARE = ("ended_at", "project", "started_at")  # of the runs, on a narrow terminal
@@ -45,12 +48,33 @@ def _metrics_side_by_side(metrics: Table, *, everything: bool = False) -> None:
         for row in metrics
         if everything or is_of_the_user(row["name"])
     ]
+    rows = rows if everything else _curves_first(rows, metrics.columns[3:])
     _side_by_side("Metrics", Table.from_rows(rows, metrics.columns), everything=True)
+
+
+def _curves_first(rows: Sequence[Row], runs: Sequence[str]) -> list[Row]:
+    """Metrics that have only one value behind the others, and in one row instead of three."""
+    values: dict[tuple[str, str], set[tuple[Any, ...]]] = {}
+    for row in rows:
+        known = tuple(repr(row[run]) for run in runs)
+        values.setdefault((row["name"], row["context"]), set()).add(known)
+
+    def moves(row: Row) -> bool:
+        return len(values[row["name"], row["context"]]) > 1
+
+    return sorted(
+        (row for row in rows if moves(row) or row["statistic"] == "last"),
+        key=lambda row: not moves(row),
+    )
 
 
 def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
     rows = list(table)
-    shown_rows = [row for row in rows if everything or row.get("differs", True)]
+    shown_rows = [
+        {name: short_digest(value) for name, value in row.items()}
+        for row in rows
+        if everything or row.get("differs", True)
+    ]
     if not shown_rows:
         if rows:
             section(title)

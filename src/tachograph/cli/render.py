@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.rule import Rule
 from rich.segment import Segment
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from tachograph.cli.columns import Column, print_columns
 from tachograph.table import Table
 from tachograph.values import plain
 
@@ -27,6 +28,7 @@ STATUS_STYLES = {
     "lost": "magenta",
 }
 _TIMES = ("started_at", "ended_at", "time", "last_time", "heartbeat_at", "changed_at")
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -113,38 +115,22 @@ def print_table(
     Columns of numbers are aligned on the right; `right` names those that hold them as text.
     Where the terminal is too narrow, columns of `spare` are left out, the first one first.
     """
-    found, out = [dict(row) for row in rows], console()
-    unbounded = out.options.update(max_width=10_000)
-    for first in range(len(spare) + 1):
-        kept = [column for column in columns if column not in spare[:first]]
-        table = _table(found, kept, names or {}, styles or {}, right)
-        if out.measure(table, options=unbounded).maximum <= out.width:
-            break
-    out.print(table)
+    found, heads = list(rows), names or {}
+    made = [
+        Column(
+            name,
+            Text(visible(heads.get(name, name)), style="bold"),
+            [cell(name, row.get(name)) for row in found],
+            name in right or _has_numbers(name, found),
+            (styles or {}).get(name, ""),
+        )
+        for name in columns
+    ]
+    print_columns(console(), made, spare)
 
 
-def _table(
-    found: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    names: Mapping[str, str],
-    styles: Mapping[str, str],
-    right: Collection[str],
-) -> RichTable:
-    table = RichTable(box=None, pad_edge=False)
-    for column in columns:
-        numeric = column in right or any(
-            isinstance(row.get(column), int | float) and column not in _TIMES for row in found
-        )
-        table.add_column(
-            Text(visible(names.get(column, column))),
-            justify="right" if numeric else "left",
-            style=styles.get(column, ""),
-            overflow="fold",
-            header_style="bold",
-        )
-    for row in found:
-        table.add_row(*(cell(column, row.get(column)) for column in columns))
-    return table
+def _has_numbers(column: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    return column not in _TIMES and any(isinstance(row.get(column), int | float) for row in rows)
 
 
 def cell(column: str, value: Any) -> Text:
@@ -178,6 +164,13 @@ def short_id(run_id: str) -> str:
     takes them.
     """
     return run_id[-8:] if len(run_id) == 36 else run_id
+
+
+def short_digest(value: Any) -> Any:
+    """A digest by its beginning, which tells two apart; what is none as it is."""
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value.removeprefix("sha256:")[:8]
+    return value
 
 
 def short_name(name: str, longest: int) -> str:

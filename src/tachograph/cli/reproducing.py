@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from tachograph.cli.render import (
     print_json,
     print_table,
     section,
+    short_digest,
     short_id,
     shown,
     visible,
@@ -42,7 +42,6 @@ _STYLES = {EXACT: "bold green", STATISTICAL: "bold cyan", DIFFERENT: "bold red",
 _STDERR = 2  # the file descriptor
 _SHOWN = 12  # changes
 _LONGEST = 40  # letters of a value
-_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{64}")
 
 
 def register(app: typer.Typer) -> None:
@@ -269,8 +268,7 @@ def _value(value: object) -> str:
     """A value in one line; a digest by its beginning."""
     if value is None:
         return "nothing"
-    text = value if isinstance(value, str) else shown(value)
-    text = text.removeprefix("sha256:")[:8] if _DIGEST.fullmatch(text) else text
+    text = shown(short_digest(value))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

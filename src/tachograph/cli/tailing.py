@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from tachograph.backends.base import Condition, Query, SupportsFollow
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
-from tachograph.cli.render import console, context_label, local_time, shown, visible
+from tachograph.cli.render import console, context_label, is_of_the_user, local_time, shown, visible
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
@@ -31,7 +31,12 @@ def register(app: typer.Typer) -> None:
 def tail(
     run: RunArgument,
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="Only these metrics.")
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            help="Only these metrics; by default all but those of the machine and of recording.",
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the run ends.")
@@ -63,7 +68,7 @@ def _listen(
     status = "running"
     try:
         for _, kind, row in store.backend.follow(run_id, names=names, last=lines):
-            if kind == "point":
+            if kind == "point" and _is_wanted(row["name"], names):
                 _print_point(row, as_json)
             elif kind == "status":
                 status = row["status"]
@@ -100,15 +105,14 @@ class _Fresh:
 
     def __init__(self, store: Store, run_id: str, names: Sequence[str]) -> None:
         self._store = store
+        self._names = names
         self._where = [Condition("run_id", "=", run_id)]
-        if names:
-            self._where.append(Condition("name", "in", names))
         self._seen: dict[tuple[Any, ...], int] = {}  # of each series the time of its last point
 
     def last(self, count: int) -> list[Row]:
         """The last points, in order of their time; from here on only others are new."""
         found = self._store.read(Query("summaries", self._where, [*_SERIES, "last_time"]))
-        points = self._read([], ("-time", "-name", "-context"), count)
+        points = self._read(found, [], ("-time", "-name", "-context"), count)
         for row in [*found, *points]:
             self._note(row, row.get("last_time", row.get("time")) or 0)
         return points[::-1]
@@ -122,7 +126,9 @@ class _Fresh:
         since = min(self._seen.get(_key(row), -1) for row in changed)
         points = [
             row
-            for row in self._read([Condition("time", ">", since)], ("time", "name", "context"))
+            for row in self._read(
+                changed, [Condition("time", ">", since)], ("time", "name", "context")
+            )
             if row["time"] > self._seen.get(_key(row), -1)
         ]
         for row in points:
@@ -130,14 +136,24 @@ class _Fresh:
         return points
 
     def _read(
-        self, where: Sequence[Condition], order: Sequence[str], limit: int | None = None
+        self,
+        series: Iterable[Row],
+        where: Sequence[Condition],
+        order: Sequence[str],
+        limit: int | None = None,
     ) -> list[Row]:
+        wanted = {row["name"] for row in series if _is_wanted(row["name"], self._names)}
+        names = Condition("name", "in", sorted(wanted))
         columns = dict.fromkeys([*_SHOWN, *_SERIES, "special"])
-        query = Query("metrics", [*self._where, *where], [*columns], order, limit)
+        query = Query("metrics", [*self._where, names, *where], [*columns], order, limit)
         return list(self._store.read(query))
 
     def _note(self, row: Row, at: int) -> None:
         self._seen[_key(row)] = max(at, self._seen.get(_key(row), -1))
+
+
+def _is_wanted(metric: str, names: Sequence[str]) -> bool:
+    return metric in names if names else is_of_the_user(metric)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
