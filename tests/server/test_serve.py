@@ -23,6 +23,7 @@ import pytest
 from tachograph import filesystems
 from tachograph.cli import main
 from tachograph.server import serve as module
+from tachograph.server.connections import SPARE, Listener
 from tachograph.server.tokens import Tokens
 
 SERVER_ARGUMENTS = ["--request-seconds", "1", "--connections", "20"]
@@ -301,6 +302,20 @@ def test_what_no_route_sees_is_answered_in_the_shape_of_all_errors(server: Any) 
     assert (answered.status_code, answered.json()["error"]["code"]) == (503, "busy")
     assert {"Retry-After", "Tachograph-Protocol"} <= {name.title() for name in answered.headers}
     assert _is_well(server)
+
+
+def test_connections_are_bounded_before_they_speak_tls() -> None:
+    """Each takes a file of the process; whoever ends makes room."""
+    with Listener(socket.AF_INET, 0) as listener, contextlib.ExitStack() as held:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
+        for _ in range(SPARE + 2):
+            held.enter_context(socket.create_connection(listener.getsockname()))
+        accepted = [held.enter_context(listener.accept()[0]) for _ in range(SPARE)]
+        with pytest.raises(ConnectionAbortedError):
+            listener.accept()
+        accepted[3].close()
+        listener.accept()[0].close()
 
 
 def test_a_head_without_end_is_given_up(server: Any) -> None:

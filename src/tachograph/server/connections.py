@@ -11,7 +11,9 @@ would be all that a server takes. Bodies have their own deadline (`limits.read_b
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from typing import Any
 
 import h11
@@ -32,6 +34,39 @@ SPARE = 64
 
 _LAST = HEADERS | {"Connection": "close"}
 _log = logging.getLogger("tachograph.server")
+
+
+class Listener(socket.socket):
+    """A socket that listens, and closes at once what comes when many connections are open.
+
+    Also those count that never begin with TLS: uvicorn does not know them, and each takes one of
+    the files that the process may have open, without which no record could be kept.
+
+    Parameters
+    ----------
+    family : int
+        Of addresses.
+    served : int
+        How many connections are served; `SPARE` more are told that they are too many.
+    """
+
+    def __init__(self, family: int, served: int) -> None:
+        # The protocol is named: asyncio switches Nagle's algorithm off on such sockets alone, and
+        # with it each answer waits some 40 ms for the client's acknowledgement of its head.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._most = served + SPARE
+        self._accepted: set[socket.socket] = set()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection; ConnectionAbortedError, which asyncio passes over, for too many."""
+        connection, address = super().accept()
+        if len(self._accepted) >= self._most:
+            self._accepted = {one for one in self._accepted if one.fileno() >= 0}
+        if len(self._accepted) >= self._most:
+            connection.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "there are too many connections")
+        self._accepted.add(connection)
+        return connection, address
 
 
 class Connection(H11Protocol):
@@ -69,12 +104,9 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a request, unless there are too many who do."""
+        """Begin to wait for a request."""
         super().connection_made(transport)
-        if self._most is not None and len(self.connections) > self._most + SPARE:
-            transport.abort()
-        else:
-            self._wait_for_head(min(self.seconds, HEAD_SECONDS))
+        self._wait_for_head(min(self.seconds, HEAD_SECONDS))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all waiting."""

@@ -25,7 +25,7 @@ from tachograph.errors import ConfigError, StoreError
 from tachograph.filesystems import is_network_path
 from tachograph.host import lock
 from tachograph.server.app import make_app
-from tachograph.server.connections import IDLE_SECONDS, connection_class
+from tachograph.server.connections import IDLE_SECONDS, Listener, connection_class
 from tachograph.server.logs import set_up_logging
 from tachograph.server.settings import ServerSettings
 
@@ -114,7 +114,7 @@ def serve(settings: ServerSettings, listening: Listening, announce: Callable[[st
             f" used: {error.strerror or error}"
         ) from error
     scheme = "https" if listening.certificate else "http"
-    with _locked(settings), _bind(listening.host, listening.port) as sock:
+    with _locked(settings), _bind(listening.host, listening.port, listening.connections) as sock:
         server = _Server(config, app, lambda: announce(_url(scheme, sock)))
         set_up_logging()
         asyncio.run(server.run_app(sock))
@@ -203,11 +203,9 @@ def _allow_open_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, connections: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named: asyncio switches Nagle's algorithm off on such sockets alone, and
-    # with it each answer waits some 40 ms for the client's acknowledgement of its head.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock = Listener(family, connections)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
