@@ -142,6 +142,18 @@ LIMITED: dict[str, tuple[Change, str, str, str]] = {
         changed("data.train", "parts", "y", to={"digest": None}),
         *("methodological", "data", "'train' has no digest"),
     ),
+    "parts that were not looked at": (
+        changed("data.train", "more_parts", to=3),
+        *("methodological", "data", "3 parts of it were not looked at"),
+    ),
+    "a part beside one with a version": (
+        together(
+            changed("data.train", "parts", "y", to={"digest": None, "missing": "a stream"}),
+            changed("data.train", "parts", "z", to={"missing": "a stream", "dvc": {"md5": "a"}}),
+            changed("data.train", "parts", "x", "source", to={"version": "1"}),
+        ),
+        *("methodological", "data", "'train' has no digest: a stream"),
+    ),
     "data that is only named": (
         changed("data.train", to={"kind": "own.Kind", "rows": None}),
         *("methodological", "data", "its content was not read"),

@@ -288,6 +288,8 @@ def test_hashes_make_room_and_data_are_not_kept(
     ("name", "role"),
     [
         *((name, "training") for name in ("train", "X", "X_train", "dtrain", "train.X", "fit")),
+        *((name, "training") for name in ("trainset", "trainloader", "train_data")),
+        *((name, "evaluation") for name in ("testset", "valLoader", "dev", "held_out")),
         *((name, "evaluation") for name in ("val", "val.0", "validation_0.X", "XTest", "dtest")),
         *((name, "evaluation") for name in ("valid", "eval set", "evaluation", "holdout")),
         *((name, "other") for name in ("data", "values", "images", "develop", "0")),

@@ -74,10 +74,13 @@ def data(documents: Documents) -> Iterator[Finding]:
 
 
 def _one(label: str, document: Mapping[str, Any]) -> Iterator[Finding]:
-    reasons = dict.fromkeys(_unread(document))
+    unread = list(_unread(document, None))
+    unknown = [why for why, version in unread if not version]
+    reasons = dict.fromkeys(unknown or [why for why, _ in unread])
     covers = {kind for kinds in map(_covers, _nodes(document)) for kind in kinds}
-    version = next(filter(None, map(_version, _nodes(document))), None)
     if reasons or not covers:
+        named = (_version(node) for node in _nodes(document))
+        version = None if unknown else next(filter(None, named), None)
         why = listed(reasons) if reasons else "its content was not read"
         yield Finding(
             "data",
@@ -104,13 +107,20 @@ def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
                 yield from _nodes(item)
 
 
-def _unread(document: Mapping[str, Any]) -> Iterator[str]:
-    """Why parts of the data have no digest."""
-    for node in _nodes(document):
-        if node.get("digest") is None and isinstance(node.get("missing"), str):
-            yield node["missing"]
-        elif "digest" in node and node["digest"] is None:
-            yield "its content was not read"
+def _unread(value: Any, version: str | None) -> Iterator[tuple[str, str | None]]:
+    """Why parts of the data have no digest, and the version that they or what holds them name."""
+    if not isinstance(value, Mapping):
+        return
+    version = _version(value) or version
+    if value.get("digest") is None and isinstance(value.get("missing"), str):
+        yield value["missing"], version
+    elif "digest" in value and value["digest"] is None:
+        yield "its content was not read", version
+    if value.get("more_parts"):
+        yield f"{value['more_parts']} parts of it were not looked at", version
+    for key, item in value.items():
+        if key not in _NO_PARTS:
+            yield from _unread(item, version)
 
 
 def _covers(node: Mapping[str, Any]) -> set[str]:

@@ -257,7 +257,7 @@ class Facts:
 
         Rows of a split for evaluation that are among the training rows become an event, with their
         count. By its name a split is for training (`train`, `fit`, `X`), for evaluation (`val`,
-        `valid`, `test`, `eval`, `holdout`, …) or for neither.
+        `valid`, `test`, `dev`, `holdout`, …) or for neither.
 
         Parameters
         ----------

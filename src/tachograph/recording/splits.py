@@ -29,9 +29,11 @@ _MOST_RUNS = 2_000  # of a study, and of those that no study holds together
 _MOST_SPLITS = 64  # distinct ones, that those of other runs are compared with
 _MUCH_INFORMATION = 64.0
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_TRAINING = re.compile(r"[dx]?train(ing)?|fit|learn(ing)?")
+_OF_DATA = r"(data|set|dataset|loader|dataloader)?"  # `trainset`, `testloader`
+_TRAINING = re.compile(rf"[dx]?train(ing)?{_OF_DATA}|fit|learn(ing)?")
 _EVALUATION = re.compile(
-    r"[dx]?(val|valid|test|eval)|validat(e|ion)|testing|evaluat(e|ion)|holdout"
+    rf"[dx]?(val|valid|test|eval|dev){_OF_DATA}|validat(e|ion)|testing|evaluat(e|ion)"
+    r"|holdout|heldout|held"
 )
 _PREDICTION = re.compile(r"predict(ion|ions)?|pred")
 
