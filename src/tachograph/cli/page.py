@@ -184,8 +184,8 @@ def _metrics(store: Store, record: RunRecord) -> None:
                 "metric": row["name"],
                 "of": place + (f", rank {row['rank']}" if row["rank"] else ""),
                 "last": row["last"],
-                "min": row["min"],
-                "max": row["max"],
+                "min": row["min"] if row["count"] > 1 else None,
+                "max": row["max"] if row["count"] > 1 else None,
                 "points": row["count"],
                 "curve": sparkline(list(points["value"]), width) if row["count"] > 1 else "",
             }
