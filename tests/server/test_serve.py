@@ -149,9 +149,12 @@ def test_a_network_file_system_is_refused(
 def test_a_second_server_on_a_store_is_refused(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also with a folder of its own: two would not know what the other has received."""
-    assert main(["serve", "--store", server.store, "--folder", str(tmp_path), "--port", "0"]) == 1
-    assert "another server uses" in capsys.readouterr().err
+    """Also with a folder of its own, and by a link: neither would know what the other received."""
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(server.store.removeprefix("sqlite:///"))
+    for store in (server.store, f"sqlite:///{link}"):
+        assert main(["serve", "--store", store, "--folder", str(tmp_path), "--port", "0"]) == 1
+        assert "another server uses" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -223,6 +223,14 @@ def test_store_that_is_full_is_said(client: TestClient) -> None:
     assert client.put(URL, content=b"", headers=at(len(DATA))).status_code == 201
 
 
+def test_folder_that_cannot_be_made_is_said(
+    client: TestClient, server_settings: ServerSettings
+) -> None:
+    """As a store that cannot be written: the client keeps the file and comes again."""
+    (server_settings.folder / "uploads").touch()
+    assert code(client.put(URL, content=DATA)) == (503, "store")
+
+
 def test_disk_that_is_full_is_said(client: TestClient) -> None:
     """With 507; what came stays, and the rest is taken when there is room."""
     with no_file_over(1_500_000):

@@ -176,7 +176,9 @@ def _locked(settings: ServerSettings) -> Iterator[None]:
         for url in settings.stores:
             registry.open_backend(url, create=True).close()  # or say now that this cannot be
             if path := registry.local_path(url):
-                folder = _made(registry.journal_folder((url,)).parent)
+                path = path.resolve()  # one store, by whatever link it is named
+                real = f"{url.partition(':')[0]}:///{path}"
+                folder = _made(registry.journal_folder((real,)).parent)
                 file = stack.enter_context(open(folder / f"{path.name}.server.lock", "a"))
                 if not lock(file.fileno()):
                     raise StoreError(f"another server uses {url} already; stop it first")

@@ -155,21 +155,20 @@ async def send(
     kept = {"uri": str(request.url.replace(query=""))}
     if await uploads.aside(partial(uploads.has, sha256)):
         return JSONResponse(kept)
-    with ExitStack() as held:
+    with _disk_errors(), ExitStack() as held:
         part = held.enter_context(uploads.parts.taken(sha256))
-        with _disk_errors():
-            await uploads.aside(partial(part.open, anew=upload_offset is None))
-            if part.size != (upload_offset or 0):
-                raise Refusal(
-                    409, "offset", f"the server has {part.size} bytes", {OFFSET: str(part.size)}
-                )
-            await _receive(request, part)
-            if upload_complete == "?0":
-                return Response(None, 202, {OFFSET: str(part.size)})
-            if part.sha256 != sha256:
-                uploads.parts.remove(part)
-                raise Refusal(400, "digest", f"what came has the SHA-256 {part.sha256}")
-            await uploads.keep(part, sha256, held.pop_all())
+        await uploads.aside(partial(part.open, anew=upload_offset is None))
+        if part.size != (upload_offset or 0):
+            raise Refusal(
+                409, "offset", f"the server has {part.size} bytes", {OFFSET: str(part.size)}
+            )
+        await _receive(request, part)
+        if upload_complete == "?0":
+            return Response(None, 202, {OFFSET: str(part.size)})
+        if part.sha256 != sha256:
+            uploads.parts.remove(part)
+            raise Refusal(400, "digest", f"what came has the SHA-256 {part.sha256}")
+        await uploads.keep(part, sha256, held.pop_all())
     return JSONResponse(kept, 201)
 
 
