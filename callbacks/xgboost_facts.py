@@ -229,11 +229,15 @@ def matrix_document(matrix: xgboost.DMatrix) -> dict[str, Any]:
         "feature_names": matrix.feature_names,
         "feature_types": matrix.feature_types,
     }
-    groups = len(matrix.get_uint_info("group_ptr"))
-    document["groups"] = max(0, groups - 1)
+    ends = matrix.get_uint_info("group_ptr")
+    document["groups"] = max(0, ends.size - 1)
+    document["group_ptr"] = _values_document(ends) if ends.size else None
     for name in ("label", "weight", "base_margin"):
         values = matrix.get_float_info(name)
         document[name] = _values_document(values) if values.size else None
+    for name in ("label_lower_bound", "label_upper_bound", "feature_weights"):
+        if (values := matrix.get_float_info(name)).size:
+            document[name] = _values_document(values)
     if type(matrix) is xgboost.DMatrix and rows:
         with contextlib.suppress(Exception):  # kinds of data that cannot be sliced
             document |= _features_document(matrix, rows)

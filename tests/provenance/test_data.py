@@ -34,6 +34,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from tachograph.callbacks.xgboost_facts import matrix_document
 from tachograph.provenance import digest, files
 from tachograph.provenance.data import fingerprint
 
@@ -292,6 +293,12 @@ def test_a_matrix_of_xgboost_is_its_content_and_labels() -> None:
     assert one["digest"] != two["digest"]
     assert one["digest"] == three["digest"]
     assert one["label"]["digest"] != three["label"]["digest"]
+    ranked = [xgboost.DMatrix(ARRAY, qid=[0, 0, 0, 1, 1, last]) for last in (1, 2)]
+    weighed = [xgboost.DMatrix(ARRAY, feature_weights=[1, 1, 1, last]) for last in (1, 2)]
+    for name, pair in (("group_ptr", ranked), ("feature_weights", weighed)):
+        for read in (fingerprint, matrix_document):
+            first, second = (read(matrix)[name]["digest"] for matrix in pair)
+            assert first != second
 
 
 def test_splits_are_described_each() -> None:

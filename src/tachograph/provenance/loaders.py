@@ -16,6 +16,7 @@ from tachograph.provenance.digest import EXACT_BYTES
 from tachograph.provenance.number_sketches import NumberSketch
 
 _ELEMENT = 2_000  # characters
+_MATRIX_FIELDS = ("label_lower_bound", "label_upper_bound", "feature_weights")  # of few DMatrix
 
 Inside = Callable[[Any], Document]
 """Fingerprint of something that the data holds."""
@@ -112,8 +113,12 @@ def xgboost_matrix(data: Any, _: Inside) -> Document:
         "label": numpy_array(data.get_label()),
         "weight": _unless_empty(data.get_weight()),
         "base_margin": _unless_empty(data.get_base_margin()),
-        "groups": max(0, len(data.get_uint_info("group_ptr")) - 1),
     }
+    for name in _MATRIX_FIELDS:
+        if len(values := data.get_float_info(name)):
+            document[name] = numpy_array(values)
+    ends = data.get_uint_info("group_ptr")
+    document |= {"groups": max(0, len(ends) - 1), "group_ptr": _unless_empty(ends)}
     if type(data).__name__ != "DMatrix" or stored * 8 > EXACT_BYTES // 4:
         return document | {"digest": None, "missing": "reading it would copy it"}
     stored_values = data.get_data()
