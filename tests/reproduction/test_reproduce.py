@@ -131,6 +131,23 @@ def test_a_reproduction_that_fails_is_told(laboratory: Laboratory) -> None:
     assert "failed" in verdict.reason
 
 
+def test_a_run_that_was_stopped_is_not_blamed_for_what_it_lacks(laboratory: Laboratory) -> None:
+    """The points that it has are the same, and no seed or line of code has made the others."""
+    stop = laboratory.folder / "stop"
+    stop.touch()
+    stopping = f"        if step == 9 and os.path.exists({str(stop)!r}): raise KeyboardInterrupt\n"
+    ending = "import atexit, os\natexit.register(os._exit, 0)\n"  # so that it ends with 0
+    laboratory.write("train.py", ending + LOOP + stopping)
+    original = laboratory.run("train.py")
+    stop.unlink()
+    verdict = laboratory.reproduce(original)
+    assert verdict.verdict == DIFFERENT
+    assert "ended as interrupted" in verdict.reason
+    assert "all its 10 points are the same" in verdict.reason
+    assert verdict.cause is not None
+    assert (verdict.cause.first, verdict.cause.second) == ("interrupted", "finished")
+
+
 def test_a_program_that_records_nothing_is_an_error(laboratory: Laboratory) -> None:
     """It names the status and the folder."""
     laboratory.write("train.py", LOOP)

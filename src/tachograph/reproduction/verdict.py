@@ -23,6 +23,9 @@ EXACT, STATISTICAL, DIFFERENT, FAILED = "exact", "statistical", "different", "fa
 TOLERANCE = 1e-6
 """How far apart, as a share of the larger one, two last values may be."""
 
+ENDING = "ending"
+"""Area of the change that one run ended otherwise than the other."""
+
 LEAST_RUNS = 3
 """So many runs of a group make a spread."""
 
@@ -115,14 +118,21 @@ class Verdict:
     def cause(self) -> Change | None:
         """What most likely explains that they part; None where nothing that counts differs.
 
-        What was there first: code, then arguments, then data and environment. Parameters come
-        last, because the same code has got other values only through one of these.
+        How the runs ended, where nothing else sets them apart. Else what was there first: code,
+        then arguments, then data and environment. Parameters come last, because the same code has
+        got other values only through one of these.
         """
         known = [change for change in self.changes if change.area != "other"]
         if self.verdict == EXACT or not known:
             return None
+        order = (ENDING, "code")
         return min(
-            known, key=lambda change: (change.area != "code", not change.is_given, change.is_param)
+            known,
+            key=lambda change: (
+                order.index(change.area) if change.area in order else len(order),
+                not change.is_given,
+                change.is_param,
+            ),
         )
 
     def document(self) -> dict[str, Any]:
@@ -178,7 +188,10 @@ def judge(
     """
     group = _group(store, original)
     finals = _finals(store, evidence, group, tolerance)
-    verdict, reason = _decide(store, original, reproduction, evidence, finals, tolerance)
+    ends = [store.row(run)["status"] for run in (original, reproduction)]
+    verdict, reason = _decide(ends, evidence, finals, tolerance)
+    if verdict == DIFFERENT and _went_on(ends, evidence):
+        changes = [Change(ENDING, "status", *ends), *changes]
     return Verdict(
         verdict,
         original,
@@ -193,14 +206,8 @@ def judge(
 
 
 def _decide(
-    store: Store,
-    original: str,
-    reproduction: str,
-    evidence: Evidence,
-    finals: Sequence[Final],
-    tolerance: float,
+    ends: Sequence[str], evidence: Evidence, finals: Sequence[Final], tolerance: float
 ) -> tuple[str, str]:
-    ends = [store.row(run)["status"] for run in (original, reproduction)]
     if ends[0] == "running":
         return FAILED, "the original has not ended yet"
     failed = ends[1] in _FAILURES or ends[0] == "failed"  # who was stopped may have done well
@@ -208,6 +215,11 @@ def _decide(
         return FAILED, f"the reproduction ended as {ends[1]}, the original as {ends[0]}"
     if evidence.is_exact:
         return EXACT, _exactly(evidence)
+    if _went_on(ends, evidence):
+        return DIFFERENT, (
+            f"the original ended as {ends[0]}, and the reproduction went on; up to there"
+            f" {_points(evidence.points)} the same bit for bit"
+        )
     if only := [name for side in evidence.only for name in side]:
         return DIFFERENT, f"only one of the runs has {only[0]}"
     if evidence.ends:
@@ -221,6 +233,20 @@ def _decide(
     if why := _beyond_metrics(evidence, finals, tolerance):
         return DIFFERENT, why
     return STATISTICAL, _nearly(finals)
+
+
+def _went_on(ends: Sequence[str], evidence: Evidence) -> bool:
+    """Whether the reproduction has all that the original had when it was stopped, and more."""
+    return (
+        ends[0] != ends[1]
+        and 0 < evidence.points == evidence.equal_points
+        and not evidence.only[0]
+        and all(departure.first is None for departure in evidence.departures)
+    )
+
+
+def _points(count: int) -> str:
+    return "its point is" if count == 1 else f"all its {count:,} points are"
 
 
 def _beyond_metrics(evidence: Evidence, finals: Sequence[Final], tolerance: float) -> str | None:
