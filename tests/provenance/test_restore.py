@@ -182,6 +182,20 @@ def test_the_cells_of_a_notebook_come_back_as_a_script(cells: Run, tmp_path: Pat
     assert command_of(cells.documents, restored).words == [str(made)]
 
 
+def test_a_notebook_that_imported_nothing_has_its_commit(cells: Run, tmp_path: Path) -> None:
+    """There is no archive then, and it may read what was committed."""
+    work = tmp_path / "work"
+    (work / "rows.csv").write_text("1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        git(work, *words)
+    tree = {"root": str(work), "commit": git(work, "rev-parse", "HEAD").strip()}
+    source = {"files": {}, "left_out": {}, "working_directory": "project"}
+    replace(cells, "source", source | {"trees": {"project": tree}})
+    restored = restore_run(cells.store, cells.store.run("latest"), tmp_path / "back")
+    assert (tmp_path / "back/project/rows.csv").read_text() == "1\n"
+    assert restored.files == ["project/notebook-2.py"]
+
+
 def test_the_script_of_a_notebook_stays_in_the_folder(cells: Run, tmp_path: Path) -> None:
     """Wherever the document says that the notebook stood."""
     (tmp_path / "outside").mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from tachograph.query import Store
 from tachograph.reading.documents import Documents, mapping
 from tachograph.reading.run_record import RunRecord
 from tachograph.restoring.checkout import checkout
-from tachograph.restoring.sources import SCRIPT, Restored, new_folder, restore, write_below
+from tachograph.restoring.sources import SCRIPT, Restored, pack, restore, write_below
 from tachograph.security.redaction import REDACTED
 
 _WORKER = re.compile(r"--multiprocessing-fork|joblib\.externals\.loky\..*")
@@ -67,21 +68,25 @@ def restore_run(
     document = mapping(documents.get("source"))
     archive = mapping(document.get("archive"))
     script = _script(store, documents)
-    if "sha256" not in archive:
-        if script is None:
-            raise StoreError(f"the code of {record.run_id} was not kept: {_why_none(document)}")
-        restored = Restored(new_folder(folder), [], [], {}, {})
-    else:
-        with _open(store, archive["sha256"]) as content:
-            if files_only:
-                restored = restore(document, content, Path(folder))
-            else:
-                restored = checkout(document, content, Path(folder), ask_remotes=ask_remotes)
+    if "sha256" not in archive and script is None:
+        raise StoreError(f"the code of {record.run_id} was not kept: {_why_none(document)}")
+    if "sha256" not in archive:  # a notebook, which may read what was committed
+        document = {"trees": {}, **document, "files": {}, "left_out": {}}
+    with _archive(store, archive) as content:
+        if files_only:
+            restored = restore(document, content, Path(folder))
+        else:
+            restored = checkout(document, content, Path(folder), ask_remotes=ask_remotes)
     if script is None:
         return restored
     key = _script_key(document, restored.folder)
     write_below(restored.folder, key, Member(script))
     return dataclasses.replace(restored, files=sorted([*restored.files, key]))
+
+
+def _archive(store: Store, known: Mapping[str, Any]) -> Any:
+    """The archive that a document names; an empty one where it names none."""
+    return _open(store, known["sha256"]) if "sha256" in known else io.BytesIO(pack({}, {}))
 
 
 def _open(store: Store, sha256: Any) -> Any:
@@ -100,7 +105,7 @@ def _why_none(document: Mapping[str, Any]) -> str:
         if "missing" in part:
             return str(part["missing"])
     if not document:
-        return "the run ended before it was looked at, or it was recorded without"
+        return "the run ended before its code was read, or it was recorded without"
     main = mapping(mapping(document.get("trees")).get(MAIN))
     place = f"; commit {main['commit']}" if main.get("commit") else ""
     place += f" of {main['remote']}" if place and main.get("remote") else ""
