@@ -349,6 +349,7 @@ def test_harmless_names_are_known(name: str) -> None:
 def test_no_secret_survives_a_command_line(secret: str) -> None:
     """As the next argument, after an equals sign, and inside JSON; positions stay."""
     argv = ["train.py", "--token", secret, f"--api-key={secret}", f"db.password={secret}"]
+    argv += ["++x.password=" + secret, "X.API_KEY", secret, "--api-keys", secret, secret]
     argv += ["--config", json.dumps({"password": secret}), "--epochs", "5", "--use-token"]
     redacted = redact_argv(argv)
     assert not any(secret in argument for argument in redacted)

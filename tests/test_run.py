@@ -294,15 +294,28 @@ def test_usage_and_origin_are_recorded_without_asking(config, store) -> None:  #
 
 
 def test_the_console_is_kept_when_asked(config, store, capsys) -> None:  # type: ignore[no-untyped-def]
-    """Lines reach the terminal as before, and the record as events."""
+    """Lines reach the terminal as before, and the record as events; no part of a key does."""
     out = sys.stdout
+    key = [
+        "-----BEGIN PRIVATE KEY-----",
+        *["MIIEowIBAAKCAQEA7" * 3] * 3,
+        "-----END PRIVATE KEY-----",
+    ]
     with tachograph.start_run(config=config | {"record": {"console": True}}) as run:
         print("hello")
         print("progress 1\rprogress 2", end="\n")
+        for line in key:
+            print(line)
+            assert run._beside is not None
+            run._beside.tick()
+        print("MIIE is no key")
+        print("the end", end="")
     assert sys.stdout is out
     assert "hello" in capsys.readouterr().out
     events = [e["message"] for e in store().events(run.run_id) if e["kind"] == "console"]
-    assert "\n".join(events).splitlines() == ["hello", "progress 2"]
+    lines = "\n".join(events).splitlines()
+    assert lines[:2] + lines[-2:] == ["hello", "progress 2", "MIIE is no key", "the end"]
+    assert not any("MIIEow" in line for line in lines)
 
 
 def test_uncommitted_work_can_be_refused(config, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

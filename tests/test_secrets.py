@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def record(url: str) -> None:
         run.event("warning", f"{TOKEN} is old", data={"password": PASSWORD, "text": TOKEN})
         run.log_provenance("mine", {"secret": PASSWORD, "list": [TOKEN]})
         run.set_tags(more=TOKEN)
+        run.set_tags([f"is {TOKEN}"])
+        run.log_params({f"of {TOKEN}": 1})
+        run.log_artifact(__file__, name=f"{TOKEN}.py", copy=False)
+        run.log_data([1.0, 2.0], name=TOKEN)
+        run.event("note", "quoted", data={"text": 'password=ab"cd', "token": TOKEN})
         print(f"connecting with {TOKEN}")
         with run.child("trial", name=f"trial {TOKEN}") as child:
             child.finish("failed", ValueError(f"{TOKEN} was refused"))
@@ -49,6 +55,8 @@ def test_no_secret_is_in_any_byte(store: str, tmp_path: Path) -> None:
         opened.tag("latest", password=PASSWORD)
         opened.note("latest", TOKEN)
         opened.update("latest", verdict=TOKEN)
+        for row in opened.sql("select data from events where data is not null"):
+            json.loads(row["data"])
         rows = [str(opened.sql(f"select * from {table}").to_pylist()) for table in TEXTS]
     recorder.close_all()
     content = b"\0".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())

@@ -13,6 +13,7 @@ import pytest
 from programs import git
 
 from tachograph.provenance import collect as collect_sections
+from tachograph.provenance.contents import content_of
 from tachograph.provenance.git import collect, look
 
 SECRET = "ghp_0123456789abcdefghijABCDEFGHIJ012345"
@@ -113,6 +114,29 @@ def test_secrets_in_remote_and_diff_are_redacted_and_counted(repository: Path) -
     assert document["diff"]["redacted"] == 2
     assert "hunter22" not in str(document)
     assert SECRET not in str(document)
+
+
+def test_a_secret_in_a_changed_binary_file_is_not_in_the_diff(repository: Path) -> None:
+    """Git packs such files, so that their text shows nothing of it; other files stay."""
+    found = {}
+    for text in (b"", f" {SECRET} ".encode(), f" {SECRET} ".encode("utf-16-le")):
+        (repository / "weights.bin").write_bytes(b"\0" + text + bytes(range(200, 256)))
+        (repository / "train.py").write_text("print(3)\n")
+        found[text] = collect(repository)["diff"]
+    assert ["weights.bin" in diff["text"] for diff in found.values()] == [True, False, False]
+    assert ["train.py" in diff["text"] for diff in found.values()] == [True] * 3
+    assert [diff["redacted"] for diff in found.values()] == [0, 1, 1]
+
+
+def test_a_secret_in_another_encoding_is_taken_out() -> None:
+    """Text with the mark of its encoding is redacted; without one it is not kept at all."""
+    text = f"# gr\xfc\xdfe\r\ntoken = '{SECRET}'\r\n"
+    for encoding in ("utf-8-sig", "utf-16", "utf-32", "latin-1"):
+        content = content_of(text.encode(encoding))
+        assert content.kept is not None
+        assert content.kept.decode(encoding) == text.replace(SECRET, "[redacted]")
+    assert content_of(text.encode("utf-16-le")).kept is None
+    assert content_of("a = 1\r\n".encode("utf-16-le")).redactions == 0
 
 
 def test_a_huge_diff_is_cut_at_a_line_and_says_so(repository: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tachograph.provenance import Document
 from tachograph.provenance.argv import entry_folder
+from tachograph.provenance.binary_patches import without_secret_binaries
 from tachograph.provenance.contents import Content, content_of, decode
 from tachograph.provenance.git_calls import GitError, ask, reason_of, stream
 from tachograph.provenance.git_status import Status, status_of
@@ -233,7 +234,9 @@ def _diff(root: Path, status: Status, content: bool) -> tuple[Document | None, C
         return facts, None
     if size > len(kept):
         return facts | _text(content_of(_whole_lines(kept[:_TEXT_BYTES])), cut=True), None
-    patch = content_of(bytes(kept))
+    whole, secret_binaries = without_secret_binaries(bytes(kept))
+    patch = content_of(whole)
+    patch = patch._replace(redactions=patch.redactions + secret_binaries)
     return patch.document | _text(patch, cut=False), patch
 
 

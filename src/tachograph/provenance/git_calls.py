@@ -1,7 +1,8 @@
 """Calls of git.
 
-`GIT_OPTIONAL_LOCKS=0` keeps git from refreshing its index where it is only asked, and no program
-that the repository configures (hooks, external diff, file system monitor) is started.
+`GIT_OPTIONAL_LOCKS=0` keeps git from refreshing its index where it is only asked. No hook, external
+diff, converter of text or file system monitor that the repository configures is started. Its
+filters are: without them it is not known what is committed of a file (of LFS a pointer).
 """
 
 from __future__ import annotations

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_FREE_TEXT = ("name", "project", "description", "hypothesis", "verdict", "error")
+_FREE_TEXT = {
+    "runs": ("name", "project", "description", "hypothesis", "verdict", "error"),
+    "tags": ("key",),
+    "params": ("path",),
+    "artifacts": ("path", "uri"),
+    "provenance": ("section",),
+}
+"""Columns of tables that hold what a person has written, which may be a secret."""
 
 
 def guarded(method: Callable[P, T]) -> Callable[P, T | None]:
@@ -55,9 +62,9 @@ def context_text(context: Mapping[str, Any] | None) -> str:
     return json_text(redaction.redact_value("context", plain(context))) if context else "{}"
 
 
-def _free_text(column: str, value: Any) -> Any:
-    """A column of a run; what a person writes into one may hold a secret."""
-    return redaction.redact_text(value) if column in _FREE_TEXT and value else value
+def _without_secrets(table: str, row: Row) -> Row:
+    written = {name: row[name] for name in _FREE_TEXT.get(table, ()) if row.get(name)}
+    return row | {name: redaction.redact_text(text) for name, text in written.items()}
 
 
 class Facts:
@@ -348,10 +355,7 @@ class Facts:
     def _rows(self, table: str, *rows: Row) -> None:
         if not rows or (table in ("runs", "attempts") and self._owner != os.getpid()):
             return
-        if table == "runs":
-            rows = tuple(
-                {key: _free_text(key, value) for key, value in row.items()} for row in rows
-            )
+        rows = tuple(_without_secrets(table, row) for row in rows)
         if self._owner == os.getpid():
             self.gathered.add(table, rows)
         common = {"run_id": self.run_id, "changed_at": self._recorder.change_us()}
@@ -370,7 +374,7 @@ class Facts:
             "level": level,
             "kind": kind,
             "message": redaction.redact_text(message),
-            "data": None if data is None else redaction.redact_text(canonical_json(data)),
+            "data": None if data is None else json_text(redaction.redact_value("", plain(data))),
         }
         self._recorder.rows("events", [row])
 

@@ -149,7 +149,8 @@ _PRIVATE_KEY = (
 )
 _KEY_BODY = r"[A-Za-z0-9+/=]{32}"
 _QUERY = r"(?P<before>[?&;](?P<name>[\w.-]{1,80})=)[^&#\s\"']+"
-_ARGUMENT = re.compile(r"-{0,2}[A-Za-z_+~][\w.\-]*")
+_ARGUMENT = re.compile(r"(?:--?|\+{1,2}|~)?[A-Za-z_][\w.\-]*")
+_PLURALS = ("keys", "tokens", "secrets", "passwords", "credentials")
 _USERINFO = (
     r"(?<![A-Za-z])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30})://"
     r"(?P<userinfo>[^\s/@:\"'<>]{0,200}:[^\s/\"'<>]{0,400}|[^\s/@:?#\"'<>]{1,400})@"
@@ -403,15 +404,17 @@ def secret_arguments(argv: Iterable[str]) -> frozenset[str]:
 
 def _arguments(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each argument with the secret that it ends in, which is empty for most."""
-    secret_follows = False
+    secret_follows = several = False
     for argument in argv:
         name, equals, value = argument.partition("=")
         if secret_follows and not argument.startswith("--"):
             yield argument, argument
-            secret_follows = False
+            secret_follows = several
             continue
         secret = bool(_ARGUMENT.fullmatch(name)) and is_secret_name(name)
-        secret_follows = secret and name.startswith("-") and not equals
+        # Also of words in pairs, as YACS takes them: `LOGGER.API_KEY xyz`.
+        secret_follows = secret and not equals and (name.startswith("-") or name.isupper())
+        several = name.startswith("-") and name.lower().endswith(_PLURALS)
         yield argument, value if secret else ""
 
 
