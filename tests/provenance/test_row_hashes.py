@@ -164,6 +164,14 @@ def test_a_subset_has_the_rows_that_were_picked() -> None:
     assert same(hash_rows(inner), hash_rows(ROWS[[3, 3]]))
 
 
+def test_many_columns_are_read_together() -> None:
+    """Of one type; with the same hashes."""
+    wide = pd.DataFrame(np.arange(4_000.0).reshape(4, -1))
+    mixed = wide.astype({0: "int64"})
+    assert same(hash_rows(wide), hash_rows(mixed))
+    assert hash_rows(wide).bits == hash_rows(mixed).bits
+
+
 def test_many_arrays_in_a_list_are_samples() -> None:
     """A model has no hundred inputs; of samples with a target the array counts."""
     images = [np.full((4, 4), number) for number in range(100)]

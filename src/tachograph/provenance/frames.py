@@ -15,7 +15,7 @@ from tachograph.provenance.value_sketches import ValueSketch
 
 def pandas_frame(data: Any) -> dict[str, Any]:
     """Columns with their types, rows, and a digest of the content with its index and categories."""
-    columns = [
+    columns = [  # by position: by name, older versions would keep them in the user's frame
         _pandas_column(str(name), data.iloc[:, position])
         for position, name in enumerate(data.columns)
     ]

@@ -29,6 +29,7 @@ from tachograph.provenance.row_values import NotHashed, bfloat16_words, numpy
 
 _DEPTH = 6
 _MOST_STORED = 8 << 20  # values of a matrix of XGBoost, which gives them as a copy
+_COLUMNS = 500  # of a frame; so many one after the other take longer than row by row
 _INPUTS = 50  # of a model; more arrays in a list are samples
 _FEATURES = ("data", "samples", "x", "X", "features", "inputs", "images")
 _TARGETS = frozenset(
@@ -159,7 +160,20 @@ def _xgboost_matrix(data: Any) -> Part:
 # ---------------------------------------------------------------------------- frames
 
 
+class _Rows:
+    """A frame of pandas whose columns have one type, as an array of which rows are asked for."""
+
+    def __init__(self, data: Any, dtype: Any) -> None:
+        self._data, self.shape, self.dtype = data, data.shape, dtype
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._data.iloc[rows].to_numpy()
+
+
 def _pandas_frame(data: Any) -> Part:
+    dtypes = set(data.dtypes)
+    if len(data.columns) > _COLUMNS and len(dtypes) == 1 and is_numeric(dtype := dtypes.pop()):
+        return Values(_Rows(data, dtype))
     columns = [data.iloc[:, position] for position in range(len(data.columns))]
     return Beside([_pandas_column(column) for column in columns])
 
