@@ -337,7 +337,7 @@ def test_sync_says_what_it_did(
     assert main(["sync", "--to", target]) == 0
     out = capsys.readouterr().out
     assert "nothing is left behind" in out
-    assert f"{target} has all of parquet:///{killed}/runs already (1 runs)" in out
+    assert f"{target} has all of parquet:///{killed}/runs already (1 run)" in out
     assert len(steps(target)) == 1
 
 

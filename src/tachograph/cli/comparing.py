@@ -8,6 +8,7 @@ from typing import Any
 from tachograph.cli.render import (
     console,
     context_label,
+    counted,
     is_of_the_user,
     print_table,
     section,
@@ -78,8 +79,7 @@ def _side_by_side(title: str, table: Table, *, everything: bool) -> None:
     if not shown_rows:
         if rows:
             section(title)
-            values = "1 value" if len(rows) == 1 else f"{len(rows)} values"
-            console().print(f"the same in all ({values})", style="dim")
+            console().print(f"the same in all ({counted(len(rows), 'value')})", style="dim")
         return
     section(title)
     columns = [name for name in table.columns if name != "differs"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
-from tachograph.cli.render import print_json
+from tachograph.cli.render import counted, print_json
 from tachograph.errors import QueryError
 
 _COLUMNS = ("name", "project", "description", "hypothesis", "verdict")
@@ -82,4 +82,4 @@ def delete(
     if as_json:
         print_json({"deleted": gone})
     else:
-        print(f"deleted {len(gone)} runs; 'tachograph gc' frees the space")
+        print(f"deleted {counted(len(gone), 'run')}; 'tachograph gc' frees the space")

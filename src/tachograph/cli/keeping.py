@@ -11,7 +11,7 @@ from tachograph import doctor as doctors
 from tachograph import registry
 from tachograph.backends.base import SupportsCompact
 from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
-from tachograph.cli.render import console, print_json, print_table, shown, size
+from tachograph.cli.render import console, counted, print_json, print_table, shown, size
 from tachograph.config import SETTINGS, load_config
 from tachograph.security.credentials import locate_token
 
@@ -47,15 +47,15 @@ def gc(
         )
         return
     what = (
-        f"{len(garbage.runs)} deleted runs with {garbage.points} points, and "
-        f"{len(garbage.artifacts)} files that no run refers to ({size(garbage.bytes)})"
+        f"{counted(len(garbage.runs), 'deleted run')} with {counted(garbage.points, 'point')}, and"
+        f" {counted(len(garbage.artifacts), 'file')} without a run ({size(garbage.bytes)})"
     )
     if not (garbage.runs or garbage.artifacts):
         print("there is nothing to free")
     else:
         print(f"freed {what}" if really else f"to free: {what}\nadd --really to do it")
     if merged:
-        print(f"merged {merged} small files")
+        print(f"merged {counted(merged, 'small file')}")
 
 
 def doctor(

@@ -206,6 +206,11 @@ def duration(microseconds: int | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """So many of a thing: ``1 run``, ``3,000 runs``."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def size(count: int | None) -> str:
     """Bytes as a person says them."""
     if count is None:

@@ -14,7 +14,7 @@ import typer
 from tachograph import registry
 from tachograph.cli.options import JsonOption, StoreOption, configured, open_for_reading
 from tachograph.cli.progress import shown_progress
-from tachograph.cli.render import console, print_json, print_table, size
+from tachograph.cli.render import console, counted, print_json, print_table, size
 from tachograph.transfer import syncing
 from tachograph.transfer.copying import CopyReport, copy_store
 from tachograph.transfer.syncing import FilesReport, Verdict
@@ -51,8 +51,8 @@ def copy(
         print_json(asdict(report))
         return
     print(
-        f"copied {report.points} points and {report.rows} rows of {report.runs} runs, "
-        f"{report.artifacts} files"
+        f"copied {counted(report.points, 'point')} and {counted(report.rows, 'row')}"
+        f" of {counted(report.runs, 'run')}, {counted(report.artifacts, 'file')}"
     )
     rows = [{"table": row["table"], "digest of both": row["source"][:16]} for row in report.digests]
     print_table(rows, ("table", "digest of both"))
@@ -118,7 +118,8 @@ def _document(
 def _print_journals(journals: list[Verdict], folder: Path) -> None:
     if sent := [one for one in journals if one.outcome == "sent"]:
         records = sum(one.records for one in sent)
-        print(f"sent what {len(sent)} processes had left in {folder}: {records} records")
+        whose = counted(len(sent), "process", "processes")
+        print(f"sent what {whose} had left in {folder}: {counted(records, 'record')}")
     elif not any(one.outcome == "waiting" for one in journals):
         print(f"nothing is left behind in {folder}")
     for one in journals:
@@ -128,23 +129,25 @@ def _print_journals(journals: list[Verdict], folder: Path) -> None:
     for outcome, whose in (("running", "that still run"), ("elsewhere", "on other machines")):
         if left := [one for one in journals if one.outcome == outcome]:
             count = size(sum(one.bytes for one in left))
-            print(f"left alone: {len(left)} journals of processes {whose} ({count})")
+            print(f"left alone: {counted(len(left), 'journal')} of processes {whose} ({count})")
 
 
 def _print_files(files: FilesReport) -> None:
     if files.sent:
-        print(f"sent {files.sent} files ({size(files.bytes)})")
+        print(f"sent {counted(files.sent, 'file')} ({size(files.bytes)})")
     if files.waiting:
         why = "; ".join(f"{url}: {problem}" for url, problem in files.problems)
-        text = f"{files.waiting} files ({size(files.waiting_bytes)}) wait{why and f': {why}'}"
+        what = f"{counted(files.waiting, 'file')} ({size(files.waiting_bytes)})"
+        text = f"{what} to be sent later{why and f': {why}'}"
         console().print(text, style="yellow")
 
 
 def _print_copy(report: CopyReport, source: str, target: str) -> None:
     if not (report.records or report.artifacts):
-        print(f"{target} has all of {source} already ({report.runs} runs)")
+        print(f"{target} has all of {source} already ({counted(report.runs, 'run')})")
         return
     print(
-        f"sent {report.points} points, {report.rows} rows and {report.artifacts} files "
-        f"({size(report.artifact_bytes)}) to {target}; it has all {report.runs} runs of {source}"
+        f"sent {counted(report.points, 'point')}, {counted(report.rows, 'row')} and"
+        f" {counted(report.artifacts, 'file')} ({size(report.artifact_bytes)}) to {target};"
+        f" it has all of {source} ({counted(report.runs, 'run')})"
     )
