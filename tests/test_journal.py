@@ -67,6 +67,16 @@ def test_points_and_rows_come_back_as_appended(tmp_path: Path) -> None:
     assert batch.next == journal.next_seq
 
 
+def test_many_rows_of_a_call_are_several_records(tmp_path: Path) -> None:
+    """One record with all of them would be too large for a server, however it is cut."""
+    journal = make_journal(tmp_path)
+    before = journal.next_seq
+    journal.append_rows("params", [{"run_id": "r", "path": f"p{i}"} for i in range(25_000)])
+    assert journal.next_seq == before + 3
+    (batch,) = read_all(tmp_path, journal.writer).batches  # type: ignore[attr-defined]
+    assert [row["path"] for row in batch.rows["params"]] == [f"p{i}" for i in range(25_000)]
+
+
 @pytest.mark.parametrize("size", [64, 1000, 1 << 20])
 def test_reading_in_pieces_gives_the_same_records(tmp_path: Path, size: int) -> None:
     """The size of the pieces that a reader takes changes nothing."""

@@ -66,7 +66,7 @@ PREFIX = struct.Struct("<IBIq")
 CRC = struct.Struct("<I")
 NO_EPOCH = float("nan")
 _BACKLOG = 10_000
-_DERIVED_ROWS = 10_000
+_ROWS = 10_000  # of a record: what a server refuses as too large can be sent in smaller pieces
 
 DerivedRow = tuple[int, int, int | None, float | None, Sequence[float]]
 """A point under a number of its own: seq, time (µs), step, epoch, a value per name."""
@@ -274,10 +274,12 @@ class JournalWriter:
 
     def append_rows(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows of a table other than metrics. Writer and seq are added when read."""
-        body = _json({"table": table, "rows": rows})
-        if len(body) > MAX_FRAME // 2:
-            raise RecordError(f"{len(body)} bytes for table {table!r} are too many for a record")
-        self._append_body(ROWS, body)
+        parts = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
+        bodies = [_json({"table": table, "rows": part}) for part in parts]
+        if (largest := max(map(len, bodies), default=0)) > MAX_FRAME // 2:
+            raise RecordError(f"{largest} bytes for table {table!r} are too many for a record")
+        for body in bodies:
+            self._append_body(ROWS, body)
 
     def append_derived(self, writer: str, series: Series, rows: Sequence[DerivedRow]) -> None:
         """Append points of another writer, which stores take once, whoever sends them.
@@ -291,8 +293,8 @@ class JournalWriter:
             Seq, time (µs), step, epoch, values. The numbers ascend over all calls; what a
             store has of this writer up to a number, it takes no more.
         """
-        for start in range(0, len(rows), _DERIVED_ROWS):
-            record = series.facts() | {"rows": rows[start : start + _DERIVED_ROWS]}
+        for start in range(0, len(rows), _ROWS):
+            record = series.facts() | {"rows": rows[start : start + _ROWS]}
             self._append_body(DERIVED, _json({"writer": writer} | record))
 
     def append_received(self, body: bytes) -> int:
