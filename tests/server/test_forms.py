@@ -33,7 +33,7 @@ from tachograph.records import TABLES, Batch, now_us
 from tachograph.server import negotiation, readers
 from tachograph.server.negotiation import choose
 from tachograph.testing.builders import START, make_batch, make_block
-from tachograph.wire.tables import ARROW, JSON
+from tachograph.wire.tables import ARROW, JSON, MOST_TERMS
 
 
 @pytest.fixture(scope="module")
@@ -408,6 +408,14 @@ def test_what_cannot_be_is_refused(
     else:
         assert error_of(answer) == expected
         assert len(answer.json()["error"]["message"]) < 2000
+
+
+def test_a_query_has_no_more_terms_than_a_store_takes(full: ReadServer) -> None:
+    """So many it answers; one more is a mistake of who asks, not of the store."""
+    for terms, status in ((MOST_TERMS, 200), (MOST_TERMS + 1, 400)):
+        for part in ({"where": [["path", "=", "x"]] * terms}, {"order": ["path"] * terms}):
+            assert full.post("/read", {"table": "params"} | part).status_code == status
+        assert full.get("/runs", params={"sort": ["name"] * terms}).status_code == status
 
 
 def test_comparing_what_has_no_order_is_no_fault(few: ReadServer) -> None:

@@ -20,7 +20,6 @@ from tachograph.server.negotiation import encode, respond, table_form
 from tachograph.server.served import Served
 from tachograph.server.tokens import Grant
 from tachograph.table import Table
-from tachograph.wire.json_input import read_json
 
 
 async def refuse_unknown(request: Request) -> None:
@@ -60,7 +59,8 @@ async def read_document(request: Request, required: str, optional: str = "") -> 
     given = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if given.lower() != "application/json":
         raise Refusal(415, "media_type", f"the body is application/json, not {given!r:.60}")
-    document = read_json(await read_body(request))
+    body = await read_body(request)
+    document = await request.app.state.server.intake.read_json(body)
     if not isinstance(document, dict):
         raise WireError("the body is an object")
     known = [*required.split(), *optional.split()]

@@ -21,6 +21,7 @@ from tachograph.server.answers import Refusal
 from tachograph.server.settings import Limits
 from tachograph.server.tokens import Grant
 from tachograph.wire.encoding import decompress
+from tachograph.wire.json_input import read_json
 
 _WAIT = 2.0  # seconds for other bodies to be done with
 _MINUTE = 60
@@ -76,6 +77,13 @@ class Intake:
         As objects of Python they may take thirty times as much.
         """
         return self._decoding if size > _LARGE else nullcontext()
+
+    async def read_json(self, body: bytes) -> Any:
+        """A document of JSON; a large one would hold up all others in the loop."""
+        if len(body) <= _LARGE:
+            return read_json(body)
+        async with self._decoding:
+            return await asyncio.to_thread(read_json, body)
 
     async def unpack(self, body: bytes) -> bytes:
         """Decompress a body, of any number of them two at a time, and outside of the loop."""

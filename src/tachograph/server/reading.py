@@ -27,7 +27,7 @@ from tachograph.server.settings import PROTOCOL
 from tachograph.server.tokens import Grant
 from tachograph.table import Table
 from tachograph.wire.json_input import read_json
-from tachograph.wire.tables import table_to_json, to_json
+from tachograph.wire.tables import MOST_TERMS, table_to_json, to_json
 
 DOCUMENTS: Mapping[str, tuple[str, ...]] = {
     "params": ("path",),
@@ -82,7 +82,9 @@ async def list_runs(
     where: Annotated[
         str | None, Query(description="A filter.", examples=["metrics.val_loss < 0.1"])
     ] = None,
-    sort: Annotated[_Names, Query(description="Names; '-' before one sorts descending.")] = None,
+    sort: Annotated[
+        _Names, Query(max_length=MOST_TERMS, description="Names; '-' before one sorts descending.")
+    ] = None,
     columns: Annotated[_Names, Query(description="Names of columns, metrics, …")] = None,
     children: Annotated[bool, Query(description="Also trials, folds and other parts.")] = False,
     lost: Annotated[bool, Query(description="Show as lost whose process is gone.")] = True,

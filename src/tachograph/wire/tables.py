@@ -18,6 +18,9 @@ from tachograph.table import Table
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
+MOST_TERMS = 500
+"""Conditions of a query, and columns that it names: more than these are more than a store takes."""
+
 _MOST_BITS = 10_000  # Python does not print larger numbers
 
 # ---------------------------------------------------------------------------- queries
@@ -80,6 +83,7 @@ def conditions_from_json(document: Any) -> list[Condition]:
     """Undo `conditions_to_json`; QueryError where it is none."""
     if not isinstance(document, list | tuple):
         raise QueryError("'where' is a list of [column, operator, value]")
+    _check_length("where", document)
     return [_condition(entry) for entry in document]
 
 
@@ -114,7 +118,13 @@ def text_of(name: str, value: Any) -> str:
 def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list | tuple):
         raise QueryError(f"{name!r} is a list of texts, not {value!r:.40}")
+    _check_length(name, value)
     return [text_of(name, one) for one in value]
+
+
+def _check_length(name: str, value: Sequence[Any]) -> None:
+    if len(value) > MOST_TERMS:
+        raise QueryError(f"{name!r} has {len(value)} entries; a query has at most {MOST_TERMS}")
 
 
 # ---------------------------------------------------------------------------- tables
