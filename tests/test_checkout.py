@@ -141,3 +141,34 @@ def test_links_of_a_commit_are_not_written_through(
     assert not (tmp_path / "evil.py").exists()
     assert not (tmp_path / "victim").exists()
     assert (folder / "up/evil.py").read_bytes() == (folder / "file.py").read_bytes() == b"x"
+
+
+def test_files_in_lfs_come_from_where_the_commit_does(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their filter is told the folder. Where it fails there are pointers; the rest is as it was."""
+    content = tmp_path / "content"
+    content.write_text("large\n")
+    smudge = f"grep -q pointer && git config lfs.url | grep -q '^file:///' && cat {content}"
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        f'[filter "lfs"]\n\trequired\n\tclean = sed s/.*/pointer/\n\tsmudge = "{smudge}"\n'
+    )
+    (project / "data.bin").write_text("large\n")
+    (project / ".gitattributes").write_text("*.bin filter=lfs -text\n")
+    git(project, "-c", "filter.lfs.clean=sed s/.*/pointer/", "add", ".")
+    git(project, "commit", "-q", "-m", "second")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    monkeypatch.setattr(source, "imported", lambda: {str(project / "train.py"): "train"})
+    found = Source(str(project), str(project))
+    found.update()
+    archive = sources.pack(found.files, found.patches)
+
+    restored = checkout(found.document, io.BytesIO(archive), tmp_path / "back")
+    assert restored.missing == {}
+    assert (tmp_path / "back/project/data.bin").read_text() == "large\n"
+    content.unlink()
+    restored = checkout(found.document, io.BytesIO(archive), tmp_path / "pointers")
+    assert list(restored.missing) == ["project, files in Git LFS"]
+    assert "pointer" in (tmp_path / "pointers/project/data.bin").read_text()
+    assert (tmp_path / "pointers/project/train.py").read_text() == "x = 2\n"

@@ -66,7 +66,7 @@ def ask(folder: Path, *arguments: str, given: bytes = b"", timeout: float = TIME
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise GitError(f"git {arguments[0]} took longer than {timeout:g} s") from None
+        raise GitError(f"git {' '.join(arguments)[:80]} took longer than {timeout:g} s") from None
     except OSError as error:
         raise GitError(f"git cannot be started in {folder}: {error.strerror}") from None
     if answer.returncode != 0:

@@ -20,6 +20,11 @@ from tachograph.restoring.sources import Restored, new_folder, read_archive, rep
 SECONDS = 600.0
 """What fetching one commit may take."""
 
+_WITHOUT_LFS = tuple(
+    word
+    for setting in ("smudge=", "process=", "clean=", "required=false")
+    for word in ("-c", f"filter.lfs.{setting}")
+)
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
@@ -60,16 +65,19 @@ def checkout(
     for name in sorted(document["trees"]):  # a project before its submodules
         tree = document["trees"][name]
         try:
-            _commit(tree, target / name, ask_remotes=ask_remotes)
+            options, without = _commit(tree, target / name, ask_remotes=ask_remotes)
         except GitError as error:
             if tree.get("remote") and not ask_remotes and _is_commit(tree.get("commit")):
                 remotes[name] = str(tree["remote"])
             else:
                 missing[name] = reason_of(error)
             continue
+        if without:
+            missing[f"{name}, files in Git LFS"] = without
         if name in patches:
+            apply = (*options, "apply", "--whitespace=nowarn")
             try:
-                ask(target / name, "apply", "--whitespace=nowarn", given=patches[name].content)
+                ask(target / name, *apply, given=patches[name].content)
                 del patches[name]
             except GitError as error:
                 missing[f"{name}.diff"] = reason_of(error)
@@ -80,8 +88,10 @@ def checkout(
     return Restored(target, found.files, found.redacted, missing, found.patches, remotes)
 
 
-def _commit(tree: Mapping[str, Any], folder: Path, *, ask_remotes: bool) -> None:
-    """Check a commit out into a folder; GitError where it is not to be had."""
+def _commit(
+    tree: Mapping[str, Any], folder: Path, *, ask_remotes: bool
+) -> tuple[tuple[str, ...], str]:
+    """Check a commit out into a folder; as `_check_out`, GitError where it is not to be had."""
     commit = str(tree.get("commit") or "")
     if not commit:
         raise GitError(str(tree.get("missing") or "nothing was committed"))
@@ -93,11 +103,32 @@ def _commit(tree: Mapping[str, Any], folder: Path, *, ask_remotes: bool) -> None
     for source in _sources(tree, ask_remotes=ask_remotes):
         try:
             _fetch(folder, source, commit)
-            ask(folder, "checkout", "-q", "--detach", commit, timeout=SECONDS)
-            return
+            return _check_out(folder, source, commit)
         except GitError as error:
             problems.append(str(error))
     raise GitError("; ".join(problems) or "there is no remote to have it from")
+
+
+def _check_out(folder: Path, source: str, commit: str) -> tuple[tuple[str, ...], str]:
+    """Options of git that go with the tree, and why it lacks what Git LFS keeps elsewhere, or ''.
+
+    LFS asks where the commit came from: of a folder no server, whatever the commit names.
+    """
+    checkout = ("checkout", "-q", "--force", "--detach", commit)
+    options = _lfs_place(source)
+    try:
+        ask(folder, *options, *checkout, timeout=SECONDS)
+        return options, ""
+    except GitError as error:
+        ask(folder, *_WITHOUT_LFS, *checkout, timeout=SECONDS)
+        return _WITHOUT_LFS, reason_of(error).rpartition("\n")[2]
+
+
+def _lfs_place(source: str) -> tuple[str, ...]:
+    if not os.path.isabs(source):
+        return ("-c", f"remote.origin.url={source}")
+    url = Path(source).as_uri()
+    return ("-c", f"remote.origin.url={url}", "-c", f"lfs.url={url}")
 
 
 def _is_commit(text: Any) -> bool:
