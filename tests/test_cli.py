@@ -183,6 +183,7 @@ def test_tag_note_edit_and_delete_change_the_record(call) -> None:  # type: igno
     assert call("note", "to change", "looked at it")[0] == 0
     assert call("edit", "to change", "verdict=keep", "name=changed")[0] == 0
     assert call("edit", "changed", "started_at=1")[0] == 1
+    assert call("edit", "changed", "name")[0] == 1
     page = json.loads(call("show", "changed", "--json")[1])
     assert page["tags"] == {"best": "", "stage": "final"}
     assert page["run"]["verdict"] == "keep"

@@ -57,6 +57,8 @@ def edit(
 ) -> None:
     """Change the name, project, description, hypothesis or verdict of a run."""
     pairs = [change.partition("=") for change in changes]
+    if bare := [key for key, equals, _ in pairs if not equals]:
+        raise QueryError(f"{bare[0]}: write COLUMN=TEXT; '{bare[0]}=' empties a column")
     columns = {key: value for key, _, value in pairs}
     if unknown := set(columns) - set(_COLUMNS):
         raise QueryError(

@@ -48,7 +48,9 @@ def runs(
     children: Annotated[
         bool, typer.Option("--children", help="Also trials, folds, steps and other parts.")
     ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", help="At most so many.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

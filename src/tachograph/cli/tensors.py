@@ -78,7 +78,8 @@ def tensors(
         ),
     ] = "worst",
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", help=f"At most so many; by default {_FEW}.")
+        int | None,
+        typer.Option("--limit", "-n", min=1, help=f"At most so many; by default {_FEW}."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
