@@ -35,7 +35,7 @@ _DEPTH = 30
 _PLAIN = {bool, int, float, complex, str, bytes, type(None)}
 _OF_CALLBACKS = ("_skl_", "_callback", "_parent_callback")
 _NOT_LEARNED = re.compile(
-    r"__.*|refit_time_|.*(random_state|random_seed|_rng)_?|_sklearn_output_config"
+    r"__.*|refit_time_|.*(random_state|random_seed|_rng)_?|_stop_words_id|_sklearn_output_config"
     r"|_metadata_request|_repr_html.*|_doc_link.*"
 )
 _DURATIONS = re.compile(r"(mean|std)_(fit|score)_time")  # of `cv_results_`

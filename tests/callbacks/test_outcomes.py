@@ -297,7 +297,7 @@ def test_pieces_are_the_final_state(config: Config, record: Callable[[], Record]
 
 
 def test_what_is_learned_counts_and_nothing_else() -> None:
-    """No order of sets, no random state, no memory that is masked; each bit of all else."""
+    """No order of sets, no random state, no address, nothing masked; each bit of all else."""
     assert digest(Odd().fit(X)) == digest(Odd().fit(X))
     assert list({0, 8}) != list({8, 0})
     assert digest(Odd(learn={0, 8}).fit(X)) == digest(Odd(learn={8, 0}).fit(X))
@@ -315,6 +315,8 @@ def test_what_is_learned_counts_and_nothing_else() -> None:
     assert digest(Odd(learn=nodes).fit(X)) == digest(Odd(learn=dirty).fit(X))
     words = CountVectorizer().fit(["time and time"]), CountVectorizer().fit(["tide and tide"])
     assert digest(words[0]) != digest(words[1])
+    alike = [CountVectorizer(stop_words=["and"]).fit(["time and time"]) for _ in range(2)]
+    assert digest(alike[0]) == digest(alike[1])  # which keep the addresses of their lists
 
 
 def test_what_cannot_be_read_is_named() -> None:
