@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.routing import Route
 
+from tachograph.errors import TachographWarning
 from tachograph.server.access import Needs
 from tachograph.server.tokens import RIGHTS, Tokens
 
@@ -172,6 +173,18 @@ def test_a_token_that_ends_is_refused_with_the_next_request(
         answer = client.get("/metrics", headers=bearer(secret))
         assert answer.status_code == 401
         assert "revoked or expired" in answer.json()["error"]["message"]
+
+
+def test_tokens_that_cannot_be_read_let_nobody_in(client: TestClient, tokens: Tokens) -> None:
+    """Clients come again; where the tokens lie is told to the log alone."""
+    kept = tokens.path.read_text()
+    tokens.path.write_text("{}")
+    with pytest.warns(TachographWarning, match="cannot be read"):
+        answer = client.get("/v1")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
+    assert str(tokens.path.parent) not in answer.text
+    tokens.path.write_text(kept)
+    assert client.get("/v1").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["token", "access_token", "TOKEN"])

@@ -12,20 +12,27 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
+from tachograph.errors import ConfigError
 from tachograph.server.answers import Refusal
 from tachograph.server.tokens import Grant, Tokens
+from tachograph.warning import warn_once
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="tachograph", Basic realm="tachograph"'}
 
 
 def grant_of(headers: Headers, tokens: Tokens) -> Grant:
-    """The grant of the token that a request carries; Refusal (401) where there is none."""
+    """The grant of the token that a request carries; Refusal (401, 503) where it has none."""
     secret = _secret(headers.get("authorization", ""))
     if not secret:
         raise Refusal(
             401, "unauthorized", "a token is needed: Authorization: Bearer <token>", _CHALLENGE
         )
-    grant = tokens.find(secret)
+    try:
+        grant = tokens.find(secret)
+    except ConfigError as error:
+        warn_once(str(error))  # who has shown no token is not told where they lie
+        message = "the server cannot read its tokens; its log says why"
+        raise Refusal(503, "busy", message, {"Retry-After": "10"}) from error
     if grant is None:
         raise Refusal(
             401,
