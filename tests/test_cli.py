@@ -179,13 +179,13 @@ def test_tag_note_edit_and_delete_change_the_record(call) -> None:  # type: igno
     with tachograph.start_run(name="to change") as run:
         run.log({"loss": 1.0}, step=0)
         run.child("trial", "part").finish()
-    assert call("tag", "to change", "best", "stage=final")[0] == 0
+    assert call("tag", "to change", "best", "run=final")[0] == 0
     assert call("note", "to change", "looked at it")[0] == 0
     assert call("edit", "to change", "verdict=keep", "name=changed")[0] == 0
     assert call("edit", "changed", "started_at=1")[0] == 1
     assert call("edit", "changed", "name")[0] == 1
     page = json.loads(call("show", "changed", "--json")[1])
-    assert page["tags"] == {"best": "", "stage": "final"}
+    assert page["tags"] == {"best": "", "run": "final"}
     assert page["run"]["verdict"] == "keep"
     assert "looked at it" in [event["message"] for event in page["events"]]
     assert json.loads(call("delete", "changed", "--yes", "--json")[1])["deleted"]

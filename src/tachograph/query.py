@@ -424,7 +424,7 @@ class Store:
         """
         self._editor.write(rows)
 
-    def tag(self, run: str, **tags: str | None) -> None:
+    def tag(self, run: str, /, **tags: str | None) -> None:
         """Set tags; None takes one away."""
         self._editor.tag(self.resolve(run), tags)
 
