@@ -159,6 +159,7 @@ def test_files_in_lfs_come_from_where_the_commit_does(
     git(project, "-c", "filter.lfs.clean=sed s/.*/pointer/", "add", ".")
     git(project, "commit", "-q", "-m", "second")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     monkeypatch.setattr(source, "imported", lambda: {str(project / "train.py"): "train"})
     found = Source(str(project), str(project))
     found.update()
