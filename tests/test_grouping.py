@@ -207,6 +207,26 @@ def test_data_without_a_digest_are_what_they_say() -> None:
     assert len(groups) == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "same"),
+    [
+        ("t.py a.csv --lr=1 --dry-run", True),
+        ("t.py --seed 3 --lr 1.0 a.csv", True),
+        ("t.py a.csv --lr 1 --depth 3", False),
+        ("t.py a.csv --lr 1 depth=3", False),
+    ],
+)
+def test_what_a_parser_left_to_others_counts(command: str, same: bool) -> None:
+    """As with `parse_known_args`; how the rest is written does not."""
+    values = {"data": "a.csv", "lr": 1.0, "dry_run": True, "seed": 0}
+
+    def code(words: str) -> str:
+        arguments = {"parsed": [{"values": values}]}
+        return code_digest({"argv": {"argv": words.split()}, "arguments": arguments})
+
+    assert (code(command) == code("t.py a.csv --lr 1")) is same
+
+
 def test_documents_of_another_shape_have_a_group() -> None:
     """Anyone may record a section of any name."""
     other = {"argv": ["x"], "source": 3, "notebook": {"cells": [1]}, "arguments": {"files": [1]}}
@@ -222,7 +242,7 @@ def test_without_source_files_the_commit_counts() -> None:
     assert code_digest({"git": git, "argv": moved}) == first
     assert code_digest({"git": git | {"diff": None}, "argv": argv}) != first
     assert code_digest({"git": git, "argv": argv | {"argv": ["train.py", "y"]}}) != first
-    parsed = {"parsed": [{"values": {"lr": 1}}], "files": []}
+    parsed = {"parsed": [{"values": {"lr": 1, "data": "x"}}], "files": []}
     read = code_digest({"git": git, "argv": argv, "arguments": parsed})
     assert code_digest({"git": git, "argv": {"argv": ["t.py"]}, "arguments": parsed}) == read
     unread = {"files": [{"sha256": "c", "missing": "too long"}], "parsed": parsed["parsed"]}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tachograph.values import json_text
+from tachograph.values import flatten, json_text
 
 _SEED = re.compile(
     r"(^|[._-])(p?rng|seeds?|random_?(state|seed)|prng_?key)($|[._-])|(^|\.)generator\.state$",
@@ -110,10 +110,32 @@ def _arguments(documents: Mapping[str, Any]) -> Any:
     arguments, argv = documents.get("arguments"), _mapping(documents.get("argv"))
     files = zip(*(_listed(arguments, "files", of) for of in ("missing", "sha256")), strict=True)
     unread = [digest for missing, digest in files if missing is not None and digest]
-    if any(_listed(arguments, "parsed", "values")):
+    whole = argv.get("original_argv" if argv.get("started_by") == "command" else "argv")
+    words = without_seeds(map(str, whole[1:] if isinstance(whole, list | tuple) else []))
+    parsed = [values for values in _listed(arguments, "parsed", "values") if values]
+    if parsed and not (left := list(_not_parsed(words, parsed))):
         return unread
-    words = argv.get("original_argv" if argv.get("started_by") == "command" else "argv")
-    return [list(without_seeds(map(str, words[1:] if isinstance(words, list) else []))), unread]
+    return [left if parsed else list(words), unread]
+
+
+def _not_parsed(words: Iterable[str], parsed: Iterable[Any]) -> Iterator[str]:
+    """The words of a command line that parsers have left to others, as far as names tell."""
+    values = {path: value for one in parsed for path, value in flatten(_mapping(one)).items()}
+    names = {path.replace("-", "_") for path in values}
+    listed = (value if isinstance(value, list | tuple) else [value] for value in values.values())
+    texts = {str(item) for items in listed for item in items}
+    of_option = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            of_option = name.lstrip("-").replace("-", "_") in names
+            if not of_option:
+                yield word
+            of_option = of_option and not equals
+        elif of_option:
+            of_option = False
+        elif word not in texts:
+            yield word
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
