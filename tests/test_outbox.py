@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,10 +17,14 @@ import pytest
 
 import tachograph
 from tachograph import recorder, registry
-from tachograph.backends.base import SupportsArtifacts
+from tachograph.backends.base import Query, SupportsArtifacts
 from tachograph.backends.sqlite import SQLiteBackend
 from tachograph.delivery import outbox
+from tachograph.delivery.freight import Freight
 from tachograph.errors import StoreError, TachographWarning
+from tachograph.journal import JournalWriter
+from tachograph.journal_reader import list_journals
+from tachograph.records import uuid7
 
 Keep = Callable[..., str]
 
@@ -216,6 +221,7 @@ KEEPER = """
 import hashlib, sys
 from pathlib import Path
 from tachograph.delivery import outbox
+from tachograph.delivery.freight import Freight
 folder, file, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 number = 0
 while True:
@@ -315,6 +321,22 @@ def test_the_end_of_a_process_waits_for_its_files(tmp_path: Path, urls: tuple[st
     recorder.close_all()
     assert outbox.waiting(tmp_path / "journal") == []
     assert left(tmp_path / "journal") == []
+
+
+def test_the_end_of_a_process_sends_what_its_workers_left(
+    tmp_path: Path, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked workers end without sending, and nobody else may come for days."""
+    monkeypatch.setattr(Freight, "step", lambda *_: None)  # it came by before
+    folder = tmp_path / "journal"
+    with tachograph.start_run(config=settings(tmp_path, urls[0])):
+        worker = JournalWriter(folder, uuid7(), {"sinks": [urls[0]]})
+        worker.append_rows("tags", [{"run_id": "r", "key": "of a worker", "changed_at": 1}])
+        worker.close()
+    recorder.close_all()
+    assert list_journals(folder) == {}
+    with contextlib.closing(registry.open_backend(urls[0])) as store:
+        assert "of a worker" in store.read(Query("tags", raw=True))["key"]
 
 
 def test_files_for_a_store_that_is_away_wait(

@@ -16,6 +16,9 @@ from tachograph import registry
 from tachograph.delivery.sink import Backoff
 from tachograph.warning import run_task, warn_once
 
+_END_SECONDS = 2.0
+"""How long the end of a process waits for others that send to the same store."""
+
 
 class Freight:
     """Sends in a thread of its own, with connections of its own, while the process records.
@@ -73,12 +76,18 @@ class Freight:
         self._stop = True
 
     def finish(self, url: str) -> None:
-        """Send the files of this process to a store, in the thread that calls."""
+        """Send the files of this process to a store, in the thread that calls.
+
+        And what its workers have left: forked ones end without sending.
+        """
         run_task(functools.partial(self._finish, url))
 
     # ------------------------------------------------------------------ inside
 
     def _finish(self, url: str) -> None:
+        from tachograph.delivery.drain import drain_orphans  # a start does without
+
+        drain_orphans(self._folder, (url,), wait=_END_SECONDS)
         if self.waiting(url):  # those of others may take longer than the end of this one may
             self._send((url,), wait=math.inf)
 
