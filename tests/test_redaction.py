@@ -142,6 +142,7 @@ def test_a_secret_under_a_secret_name_never_survives_a_text(name: str, secret: s
         "secrets:\n  a: pa55word\n  b:\n    c: pa55word\nlr: 1",
         "secrets: {a: pa55word, b: [pa55word]}\nlr: 1",
         "password: &here pa55word",
+        '+[db.credentials]\n+me = "pa55word"\n+you = 9\n+[other]\n+x = 1',
         'os.environ.get("API_KEY", "pa55word")',
         "os.environ.setdefault('API_KEY', 'pa55word')",
         'add_argument("--api-key", type=str, default="pa55word")',
@@ -384,6 +385,8 @@ def test_no_secret_survives_nested_parameters(secret: Any) -> None:
     redacted = redact_value("config", config)
     assert "planted-9Z" not in _leaves(redacted)
     assert redacted["n"] == [1, "x"]
+    assert redact_value("overrides", ["+api_keys=[a9,b9]", "x=[a,b]"])[1:] == ["x=[a,b]"]
+    assert redact_value("overrides", "+api_keys=[a9,b9]") == f"+api_keys={REDACTED}"
     assert redacted["model"]["lr"] == 0.1
 
 

@@ -18,6 +18,7 @@ _TOKEN = r"""(?x)
   | (?P<open>[(\[{]) | (?P<close>[)\]}]) | \#[^\n]*+
   | (?P<word>[^\s,()\[\]{}"':#]++)(?P<after>[ \t]*:)?"""
 _WORD_END = re.compile(r"[\w)\]]")
+_SETTING = r"[-+ ]?[ \t]*(?P<key>[\w.-]+)[ \t]*[=:][ \t]*(?P<rest>.*\S)"
 _JOINED = r"[ \t]*(?:\+[ \t]*)?(?:\\\n[-+ ]?[ \t]*)?(?=[brfuBRFU]{0,2}[\"'])"
 _BLOCK = r"(?:[&!][\w!-]+[ \t]*)*(?:[|>][-+0-9]*)?[ \t]*(?:\#[^\n]*)?\n"
 _ENTRY = r"[ \t]*+(?:-[ \t]+)*(?:[\"']?(?P<key>[\w.-]+)[\"']?[ \t]*:(?:[ \t]+|$))?(?P<rest>.*\S)?"
@@ -131,4 +132,24 @@ def block_parts(text: str, indent: int, start: int) -> list[Part]:
         if entry and entry["rest"]:
             parts.append(Part(at + entry.start("rest"), at + entry.end("rest"), entry["key"] or ""))
         at += len(line)
+    return parts
+
+
+def section_parts(text: str, start: int) -> list[Part]:
+    """The values of a section of TOML or INI, up to the head of the next one.
+
+    Parameters
+    ----------
+    text : str
+    start : int
+        Where the line below the section's head begins.
+    """
+    parts: list[Part] = []
+    for line in text[start : start + _LONGEST].splitlines(keepends=True):
+        if line.lstrip("-+ ").startswith(("[", "@@", "diff ")):
+            break
+        if setting := _compiled(_SETTING).match(line):
+            first, end = setting.span("rest")
+            parts.append(Part(start + first, start + end, setting["key"]))
+        start += len(line)
     return parts

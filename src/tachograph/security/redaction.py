@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
-from tachograph.security.literals import Part, block_parts, quoted_parts
+from tachograph.security.literals import Part, block_parts, quoted_parts, section_parts
 
 REDACTED = "[redacted]"
 """What stands where a secret stood."""
@@ -165,7 +165,7 @@ _ASSIGNED = r"""(?x)  # name=  name:  "name":  ["name"] =  name: str =  --name
 _VALUE = r"""(?x)
     (?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest)[ \t]{1,4})?
     (?: [brfuBRFU]{0,2}(?P<quote>\\{0,3}["'])(?P<quoted>(?:(?!(?P=quote))(?:\\.|[^\n]))*+)
-      | (?P<bare>[^\s"'&]{1,1000}+) )"""
+      | (?P<bare>[^\s"'&]{1,200}+) )"""
 _TEMPLATE = (
     r"\$\{?[A-Z_]+\}?|\$[({].*|(?:\w{1,9} )?\{+[\w.]*\}+|<[\w -]*>|\*+|%\(?\w*\)?s|%[A-Z_]+%"
     r"|\.\.\.|\[?redacted.*|\w{1,9} "
@@ -205,6 +205,7 @@ _FORMS = (  # a word that it has, how it is written, and whether its value must 
     ("--", rf"""["']--{_NAMED}["'],[ \t]*{_QUOTED}""", True),
     ("pass", rf"(?P<name>[Pp]ass(?:word|phrase|wd))[ ]{_QUOTED}", True),
 )
+_SECTION = r"(?m)^[-+ ]?\[(?P<name>[\w.\"-]+)\][ \t]*\n"
 _WORD_LEFT = r"[^\s\"'&]*+"
 _MARKED = r"(?:[&!][\w!-]+[ \t]+)+(?=[^\s|>$])"  # an anchor or a type of YAML
 _PROSE = (  # what a docstring says of a parameter
@@ -246,6 +247,8 @@ def _redact_piece(text: str) -> str:
         text = _seldom(_AFTER).sub(lambda match: match["before"] + REDACTED, text)
     if ":" in text or "=" in text or "--" in text:
         text = _redact_assignments(text)
+    if "]\n" in text:
+        text = _redact_sections(text)
     for word, form, only_random in _FORMS:
         if word in small:
             text = _redact_form(text, form, only_random)
@@ -259,6 +262,23 @@ def _redact_form(text: str, form: str, only_random: bool) -> str:
         name, value = match["name"], match["value"]
         if is_secret_name(name) and value and _may_be_secret(name, value):
             parts += [Part(*match.span("value"))] if _looks_random(value) or not only_random else []
+    return _without(text, parts) if parts else text
+
+
+def _redact_sections(text: str) -> str:
+    """Redact what stands under a secret name in TOML or INI."""
+    parts: list[Part] = []
+    for head in _seldom(_SECTION).finditer(text):
+        name = head["name"]
+        if is_secret_name(name):
+            found = section_parts(text, head.end())
+            parts += [
+                part
+                for part in found
+                if is_secret_name(f"{name}.{part.key}")
+                and REDACTED not in text[part.start : part.end]
+                and _may_be_secret(name, text[part.start : part.end])
+            ]
     return _without(text, parts) if parts else text
 
 
@@ -444,7 +464,10 @@ def redact_value(path: str, value: Any) -> Any:
         return value
     if is_secret_name(path):
         return REDACTED
-    return redact_text(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    is_argument = "=" in value and value.split() == [value]  # an override of Hydra, for one
+    return redact_argv([value])[0] if is_argument else redact_text(value)
 
 
 # ---------------------------------------------------------------------------- environment
