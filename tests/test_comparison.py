@@ -39,6 +39,7 @@ OTHER = {
     "git": {"commit": "c1", "root": "/there", "diff": {"text": DIFF + "+x = 3\n"}, "changed": {}},
     "novel": {"x": 2},
     "argv": {"argv": ["train.py", "--lr", "1", "--seed", "2"]},
+    "environment": {"variables": {"PYTHONHASHSEED": "2"}},  # which `seeds` has too
 }
 
 

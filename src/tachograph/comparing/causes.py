@@ -34,7 +34,8 @@ _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, wher
     r"|source\.(archive\..*|digest|trees\..*\.(root|branch|upstream|ahead|remote|shallow|patch.*))"
     r"|source\.(files\..*\.(bytes|state|modified_since_start)|python_path)"
     r"|python\.(executable|prefix|base_prefix)|packages\.origins\.tachograph\..*"
-    r"|environment\.variables\.(TACHOGRAPH_.*|PYTHONPATH|VIRTUAL_ENV|HOSTNAME|MASTER_(ADDR|PORT))"
+    r"|environment\.variables\.(TACHOGRAPH_.*|PYTHON(PATH|HASHSEED)|VIRTUAL_ENV|HOSTNAME)"
+    r"|environment\.variables\.MASTER_(ADDR|PORT)"
     r"|environment\.variables\.(TORCHELASTIC_(ERROR_FILE|RUN_ID)|SLURM_JOB.*|PBS_JOBID|LSB_JOBID)"
     r"|environment\.redacted"
     r"|model\.(sha256|bytes|importance(\..*)?)|learned(\..*)?"  # what training made
