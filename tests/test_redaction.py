@@ -362,6 +362,7 @@ def test_a_secret_flag_without_value_hides_no_other_flag() -> None:
     """``--use-token --epochs 5`` has no secret in it."""
     argv = ["t.py", "--use-token", "--epochs", "5", "--max-tokens", "9", "key=3", "--lr=0.1"]
     assert redact_argv(argv) == argv
+    assert redact_argv(["-c", "password='a9'; run()"]) == ["-c", f"password='{REDACTED}'; run()"]
 
 
 def _leaves(value: Any) -> list[Any]:

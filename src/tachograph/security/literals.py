@@ -11,7 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 _LONGEST = 1 << 12  # characters that are looked at, so that no text makes it slow
-_DEEPEST = 8
+_DEEPEST = 5
 _TOKEN = r"""(?x)
     [brfuBRFU]{0,2}(?P<quote>(?P<long>\"\"\"|''')|\\{0,3}["'])
         (?P<literal>(?:(?!(?P=quote))(?:\\.|[^\n]|(?(long)\n|(?!))))*+)(?P=quote)(?P<key>\s{0,9}:)?

@@ -425,13 +425,16 @@ def secret_arguments(argv: Iterable[str]) -> frozenset[str]:
 def _arguments(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each argument with the secret that it ends in, which is empty for most."""
     secret_follows = several = False
+    before = ""
     for argument in argv:
+        is_code = before == "-c" and argument.split() != [argument]
+        before = argument
         name, equals, value = argument.partition("=")
         if secret_follows and not argument.startswith("--"):
             yield argument, argument
             secret_follows = several
             continue
-        secret = bool(_ARGUMENT.fullmatch(name)) and is_secret_name(name)
+        secret = not is_code and bool(_ARGUMENT.fullmatch(name)) and is_secret_name(name)
         # Also of words in pairs, as YACS takes them: `LOGGER.API_KEY xyz`.
         secret_follows = secret and not equals and (name.startswith("-") or name.isupper())
         several = name.startswith("-") and name.lower().endswith(_PLURALS)
