@@ -309,7 +309,7 @@ def test_planted_secrets_are_in_no_byte_and_no_export(store: str, tmp_path: Path
     (folder / "c.json").write_text(
         json.dumps({"lr": 0.1, "db": {"password": SECRET, "url": f"postgres://me:{SECRET}@host"}})
     )
-    (folder / "d.json").write_text(json.dumps({"secrets": {"first": SECRET}, "width": 2}))
+    (folder / "d.json").write_text(f'{{"secrets":\n{{"first": "{SECRET}"}}, "width": 2}}')
     (folder / "c.toml").write_text(f'depth = 3 # api_key = "{SECRET}"\n')
     (folder / "train.py").write_text(
         "import argparse, sys, tachograph\n"

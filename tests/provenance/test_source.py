@@ -425,7 +425,7 @@ def test_many_runs_of_a_process_share_one_archive(tmp_path: Path, program: Progr
         tmp_path / "lab",
         {
             "train": "import tachograph\n"
-            "from tachograph import sources\n"
+            "from tachograph.restoring import sources\n"
             "packed, pack = [], sources.pack\n"
             "sources.pack = lambda *a: packed.append(1) or pack(*a)\n"
             "for number in range(5):\n"
