@@ -430,7 +430,7 @@ def test_a_training_sends_what_others_left_for_its_server(
         connections = other.connections
         config = {"backend": server.url, "record": {"system": False}}
         with tachograph.start_run(config=config), tachograph.open(server.url) as store:
-            deadline = time.monotonic() + 10.0
+            deadline = time.monotonic() + 60.0
             while len(list_journals(journals)) > 3 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert store.run("mine").status == "lost"

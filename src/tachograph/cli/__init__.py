@@ -17,4 +17,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"{INSTALL} ({error})", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while all of that loads
+        return 130
     return run(arguments)
