@@ -17,15 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.security.redaction import (
-    REDACTED,
-    is_secret_name,
-    redact_argv,
-    redact_environment,
-    redact_text,
-    redact_url,
-    redact_value,
-)
+from tachograph.security.names import is_secret_name
+from tachograph.security.redaction import redact_argv, redact_environment, redact_value
+from tachograph.security.texts import REDACTED, redact_text, redact_url
 
 LETTERS = string.ascii_letters + string.digits
 

@@ -22,7 +22,7 @@ from tachograph.health.stall import Stall
 from tachograph.journal import JournalWriter
 from tachograph.journal_reader import JournalReader
 from tachograph.records import Batch, MetricBlock, Row
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 from tachograph.settings import HealthConfig
 from tachograph.tensors.records import TensorRows
 from tachograph.values import canonical_json

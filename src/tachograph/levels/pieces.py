@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tachograph.reading.documents import mapping
-from tachograph.security.redaction import REDACTED
+from tachograph.security.texts import REDACTED
 
 Documents = Mapping[str, Mapping[str, Any]]
 """Section to document, as `RunRecord.provenance` has them."""

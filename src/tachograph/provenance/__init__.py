@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 
 Document = dict[str, Any]
 """Plain JSON values, secrets already taken out."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tachograph.provenance import Document
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
 from tachograph.provenance.shell import shell_kind
-from tachograph.security.redaction import REDACTED, secret_arguments
+from tachograph.security.redaction import secret_arguments
+from tachograph.security.texts import REDACTED
 from tachograph.values import flatten, plain
 
 if TYPE_CHECKING:

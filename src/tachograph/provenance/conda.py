@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tachograph.security.redaction import redact_url
+from tachograph.security.texts import redact_url
 
 MAX_PACKAGES = 2_000
 

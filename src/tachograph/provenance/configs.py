@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from tachograph.provenance import Document
 from tachograph.provenance.contents import content_of
 from tachograph.provenance.copies import copied
-from tachograph.security.redaction import redact_text, redact_value
+from tachograph.security.redaction import redact_value
+from tachograph.security.texts import redact_text
 from tachograph.values import json_text
 
 MAX_BYTES = 1 << 20

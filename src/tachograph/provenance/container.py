@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 
 _IMAGE_VARIABLES = (  # what platforms, and those who write images, tell their containers
     "CONTAINER_IMAGE",

@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from tachograph.provenance import Document
-from tachograph.security.redaction import REDACTED, redact_text
+from tachograph.security.texts import REDACTED, redact_text
 
 _MARKED = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tachograph.provenance import Document
-from tachograph.security.redaction import redact_text, redact_value
+from tachograph.security.redaction import redact_value
+from tachograph.security.texts import redact_text
 
 _LENGTH = 200  # characters of one value
 _ATTRIBUTES = 20  # of a frame

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from tachograph.provenance import Document
 from tachograph.provenance.digest import EXACT_BYTES, Column, combine, digest_columns
 from tachograph.provenance.versioned_files import versions
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 
 _FILES = 100_000
 _FOLDER_BYTES = 256 << 20

@@ -15,8 +15,8 @@ from tachograph.provenance.binary_patches import without_secret_binaries
 from tachograph.provenance.contents import Content, content_of, decode
 from tachograph.provenance.git_calls import GitError, ask, reason_of, stream
 from tachograph.provenance.git_status import Status, status_of
-from tachograph.security.redaction import redact_text, redact_url
 from tachograph.security.secret_files import is_secret_file
+from tachograph.security.texts import redact_text, redact_url
 
 PATCH_BYTES = 16 << 20
 """A longer diff is not kept as a whole."""

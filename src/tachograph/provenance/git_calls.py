@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 
 TIMEOUT = 30.0
 """Seconds that one call may take."""

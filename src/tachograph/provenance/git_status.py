@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tachograph.provenance.git_calls import GitError, ask, reason_of
-from tachograph.security.redaction import redact_text
 from tachograph.security.secret_files import is_secret_file
+from tachograph.security.texts import redact_text
 
 _FEW = 50  # paths that git finds faster than it lists all
 _OURS = ".tachograph"  # the folder that stores stand in by default

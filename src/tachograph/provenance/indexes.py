@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tachograph.security.redaction import redact_url
+from tachograph.security.texts import redact_url
 
 _SETTINGS = ("index-url", "extra-index-url", "find-links")
 _VARIABLES = {

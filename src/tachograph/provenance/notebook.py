@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tachograph.provenance import Document, encodable
 from tachograph.provenance.shell import shell, shell_kind
-from tachograph.security.redaction import REDACTED, redact_text
+from tachograph.security.texts import REDACTED, redact_text
 
 SOURCE_BYTES = 1 << 20
 """Of longer cells the sources are in the exported script alone."""

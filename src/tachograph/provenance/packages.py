@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tachograph.provenance import conda, git, indexes
-from tachograph.security.redaction import redact_url
+from tachograph.security.texts import redact_url
 
 MAX_EDITABLE = 20
 """So many packages that are worked on are looked up in git."""

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from tachograph.provenance import missing
 from tachograph.provenance.copies import copied
 from tachograph.provenance.stack import user_variables, variables_of
-from tachograph.security.redaction import REDACTED, is_secret_name
+from tachograph.security.names import is_secret_name
+from tachograph.security.texts import REDACTED
 from tachograph.values import flatten
 
 _DATACLASS_PARSERS = (

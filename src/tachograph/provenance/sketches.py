@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tachograph.provenance import Document
-from tachograph.security.redaction import is_secret_name, redact_text
+from tachograph.security.names import is_secret_name
+from tachograph.security.texts import redact_text
 
 DISTINCT = 1_000
 """Up to so many distinct values are counted."""

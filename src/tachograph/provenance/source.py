@@ -21,8 +21,8 @@ from tachograph.provenance.git_status import states, uncommitted
 from tachograph.provenance.modules import imported, in_environment
 from tachograph.provenance.source_files import is_newer_than_process, read
 from tachograph.provenance.trees import Placed, Tree, Trees, is_inside
-from tachograph.security.redaction import redact_text
 from tachograph.security.secret_files import is_secret_file
+from tachograph.security.texts import redact_text
 
 FILES = 5_000
 TOTAL_BYTES = 32 << 20

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tachograph.provenance import Document
 from tachograph.provenance.digest import EXACT_BYTES
-from tachograph.security.redaction import redact_text, redact_url
+from tachograph.security.texts import redact_text, redact_url
 
 _DVC_BYTES = 4 << 20  # a file that is longer is not read
 _LEVELS = 40  # folders above that are looked through

@@ -12,7 +12,8 @@ from tachograph.reading.facts import nearest
 from tachograph.reading.live import LiveReader
 from tachograph.reading.lookup import family_of
 from tachograph.records import TABLES, Batch, Row, now_us, uuid7
-from tachograph.security.redaction import redact_text, redact_value
+from tachograph.security.redaction import redact_value
+from tachograph.security.texts import redact_text
 
 EDITABLE = ("name", "project", "description", "hypothesis", "verdict")
 

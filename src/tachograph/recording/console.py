@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tachograph.security.redaction import REDACTED, redact_text
+from tachograph.security.texts import REDACTED, redact_text
 
 if TYPE_CHECKING:
     from tachograph.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tachograph.security import redaction
+from tachograph.security.texts import redact_text
 
 
 def status_of(error: BaseException | None) -> str:
@@ -23,12 +23,12 @@ def error_line(error: BaseException | str | None) -> str | None:
         return None
     line = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     # Redacted before it is cut: half a secret would not be known for one.
-    return redaction.redact_text(line[:20_000])[:2000]
+    return redact_text(line[:20_000])[:2000]
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
     import traceback
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    text = redaction.redact_text("".join(lines)[-100_000:])[-20_000:]
+    text = redact_text("".join(lines)[-100_000:])[-20_000:]
     return {"type": type(error).__qualname__, "traceback": text}

@@ -20,7 +20,7 @@ from tachograph.errors import ConfigError, StoreError, StoreNotFound
 from tachograph.identity import REPRODUCES_VARIABLE, derived_id
 from tachograph.provenance.rows import document_row
 from tachograph.records import Row
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 from tachograph.warning import warn_once
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from tachograph.provenance.rows import document_row, provenance_row
 from tachograph.recording import origin
 from tachograph.records import Row
 from tachograph.security import redaction
+from tachograph.security.texts import redact_text
 from tachograph.tensors.records import Pairs, TensorKey, TensorSeries, loose_row
 from tachograph.values import canonical_json, flatten, json_text, plain
 from tachograph.warning import warn_once
@@ -64,7 +65,7 @@ def context_text(context: Mapping[str, Any] | None) -> str:
 
 def _without_secrets(table: str, row: Row) -> Row:
     written = {name: row[name] for name in _FREE_TEXT.get(table, ()) if row.get(name)}
-    return row | {name: redaction.redact_text(text) for name, text in written.items()}
+    return row | {name: redact_text(text) for name, text in written.items()}
 
 
 class Facts:
@@ -373,7 +374,7 @@ class Facts:
             "time": self._recorder.now_us(),
             "level": level,
             "kind": kind,
-            "message": redaction.redact_text(message),
+            "message": redact_text(message),
             "data": None if data is None else json_text(redaction.redact_value("", plain(data))),
         }
         self._recorder.rows("events", [row])

@@ -17,7 +17,8 @@ from tachograph.identity import LAUNCH_VARIABLE, PARENT_VARIABLE, RUN_VARIABLE
 from tachograph.reading.documents import Documents
 from tachograph.reproduction.places import Places
 from tachograph.restoring.restore import Command
-from tachograph.security.redaction import REDACTED, redact_environment
+from tachograph.security.redaction import redact_environment
+from tachograph.security.texts import REDACTED
 
 _OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it computes
     r"TACHOGRAPH_(BACKEND|JOURNAL|CONFIG|TOKEN|REPRODUCES|DISABLED)|PYTHON(PATH|HOME|EXECUTABLE)"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tachograph.reading.documents import Documents
-from tachograph.security.redaction import REDACTED
+from tachograph.security.texts import REDACTED
 
 Write = Callable[[Documents], str]
 

@@ -13,7 +13,7 @@ from typing import Any
 from tachograph.errors import QueryError
 from tachograph.reading.documents import Documents
 from tachograph.restoring.dockerfiles import dockerfile
-from tachograph.security.redaction import REDACTED
+from tachograph.security.texts import REDACTED
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[0-9A-Za-z.!+_-]+")

@@ -24,7 +24,7 @@ from tachograph.reading.documents import Documents, mapping
 from tachograph.reading.run_record import RunRecord
 from tachograph.restoring.checkout import checkout
 from tachograph.restoring.sources import SCRIPT, Restored, pack, restore, write_below
-from tachograph.security.redaction import REDACTED
+from tachograph.security.texts import REDACTED
 
 _WORKER = re.compile(r"--multiprocessing-fork|joblib\.externals\.loky\..*")
 _SCRIPT_BYTES = 32 << 20

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from tachograph.security.redaction import redact_text
+from tachograph.security.texts import redact_text
 
 
 def set_up_logging(stream: TextIO = sys.stderr) -> None:
