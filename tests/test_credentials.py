@@ -37,6 +37,7 @@ class Kept(keyring.backend.KeyringBackend):
     """A keyring that works, in memory."""
 
     priority = 9  # type: ignore[assignment]
+    viable = False  # or every test would find it
 
     def __init__(self) -> None:
         super().__init__()
