@@ -18,6 +18,7 @@ REDACTED = "[redacted]"
 """What stands where a secret stood."""
 
 _PIECE = 1 << 16
+_SHORTEST = 20  # of the secrets that are one word, and known by their shape
 
 
 @cache
@@ -134,6 +135,7 @@ _FORMS = (  # what it has in it, how it is written, and whether its value must l
     (("--",), rf"""["']--{_NAMED}["'],[ \t]*{_QUOTED}""", True),
     (("pass",), rf"(?P<name>[Pp]ass(?:word|phrase|wd))[ ]{_QUOTED}", True),
 )
+_FORM_MARKS = tuple((mark, (form, random)) for marks, form, random in _FORMS for mark in marks)
 _SECTION = r"(?m)^[-+ ]?\[(?P<name>[\w.\"-]+)\][ \t]*\n"
 _WORD_LEFT = r"[^\s\"'&]*+"
 _MARKED = r"(?:[&!][\w!-]+[ \t]+)+(?=[^\s|>$])"  # an anchor or a type of YAML
@@ -150,6 +152,8 @@ def redact_text(text: str) -> str:
     Lines stay lines, and the first character of a diff's line stays, so that a redacted diff
     can still be read as one. Takes time linear in the length of the text.
     """
+    if len(text) < _SHORTEST and text.isidentifier():
+        return text
     if "PRIVATE KEY" in text:
         text = _seldom(_PRIVATE_KEY).sub(_redact_private_key, text)
     if len(text) < _PIECE:
@@ -179,9 +183,8 @@ def _redact_piece(text: str) -> str:
         text = _redact_assignments(text)
     if "]\n" in text:
         text = _redact_sections(text)
-    for words, form, only_random in _FORMS:
-        if any(map(small.__contains__, words)):
-            text = _redact_form(text, form, only_random)
+    for form, only_random in {kind: None for mark, kind in _FORM_MARKS if mark in small}:
+        text = _redact_form(text, form, only_random)
     return text
 
 
