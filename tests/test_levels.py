@@ -394,7 +394,7 @@ def test_a_study_is_exact_where_its_sampler_is_seeded_and_trials_wait(
 ) -> None:
     """What is tried next depends on which trials have ended."""
     documents = WHOLE | {"optuna.random_state": state}
-    params = {"sampler.class": "TPESampler", "optimize.n_jobs": jobs}
+    params = {"sampler.class": "TPESampler", "directions": ["min"], "optimize.n_jobs": jobs}
     result = reproducibility(documents, params, framework="optuna 5.0")
     assert len(result.missing) == len(told)
     for finding, text in zip(result.missing, told, strict=True):
@@ -472,6 +472,40 @@ def test_what_parts_know_of_the_data_counts(url: str) -> None:
         areas = {f.area for f in assess(store.run(run.run_id), store).missing}
         assert "data" not in areas
         assert "data" in {f.area for f in assess(store.run(other), store).missing}
+
+
+def test_a_part_is_no_more_reproducible_than_the_whole_nor_the_whole_than_its_parts(
+    url: str,
+) -> None:
+    """A trial is what its study proposed; a study is what its trials were trained with, and on."""
+    study_params = {
+        "sampler": {"class": "TPESampler"},
+        "directions": ["minimize"],
+        "optimize": {"n_jobs": 2},
+    }
+    with tachograph.start_run(config={"backend": url}) as root, root.child("study") as study:
+        study.log_params(study_params)
+        study.log_data([[1.0, 2.0]], "train")
+        study.log_provenance("optuna.random_state", {"first_word": 7})
+        with study.child("trial", "first") as first:
+            first.log_params({"depth": 1})
+            first.log_data(iter(()), "train")
+            with first.child("run", framework="lightning 2.6") as training:
+                training.log_params({"random_state": None})
+        with study.child("trial", "second") as second:
+            second.log_data([[1.0, 2.0]], "train")
+    with tachograph.open(url) as store:
+
+        def missing(run: tachograph.Run) -> str:
+            found = assess(store.run(run.run_id), store).missing
+            return "; ".join(finding.what for finding in found)
+
+        for run in (study, first, training, second):
+            assert "at the same time (n_jobs=2)" in missing(run)
+            assert "sampler" not in missing(run)
+        for run, has_stream in ((study, True), (first, True), (second, False)):
+            assert missing(run).count("'train' has no digest") == has_stream
+            assert missing(run).count("random_state is not set") == has_stream
 
 
 # ---------------------------------------------------------------------------- the page

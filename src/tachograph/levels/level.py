@@ -7,13 +7,12 @@ seeds), ``methodological`` (the method can be followed), ``conceptual`` (only th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tachograph.backends.base import Condition, Query
 from tachograph.levels.code import code
+from tachograph.levels.kin import Kin, data_of, kin_of
 from tachograph.levels.pieces import (
     METHODOLOGICAL,
     Finding,
@@ -35,8 +34,7 @@ SHAPE_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """What comes of a document in the place of another: anyone may record a section of any name."""
 
 _REPRODUCTIONS = 100  # that are looked at
-_PARTS = 200  # of a run, that may hold what is known of its data
-_DOCUMENTS = 50
+_ALONE = Kin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +86,20 @@ def assess(
     ----------
     record : RunRecord
     store : Store
-        Where the run is; one more question is asked, and a second where only parts of the run
-        know its data.
+        Where the run is; asked for reproductions of it, and for the runs above and inside it.
     documents : mapping, optional
         What `documents_of` gives, where it is known.
     """
     documents = documents_of(record, store) if documents is None else documents
     framework = str(record.row["framework"] or "")
     verdicts = _verdicts(store, record.run_id)
-    return reproducibility(documents, record.params, framework=framework, verdicts=verdicts)
+    return reproducibility(
+        documents,
+        record.params,
+        framework=framework,
+        verdicts=verdicts,
+        kin=kin_of(record, store),
+    )
 
 
 def documents_of(record: RunRecord, store: Store) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def documents_of(record: RunRecord, store: Store) -> dict[str, Any]:
     documents = record.provenance
     if any(section.startswith("data.") for section in documents):
         return documents
-    return documents | _data_of_parts(record, store)
+    return documents | dict(data_of(store, family_of(store, [record.run_id])))
 
 
 def reproducibility(
@@ -113,6 +116,7 @@ def reproducibility(
     *,
     framework: str = "",
     verdicts: tuple[Verdict, ...] = (),
+    kin: Kin = _ALONE,
 ) -> Reproducibility:
     """How far a run can be reproduced from what is known of it.
 
@@ -126,20 +130,39 @@ def reproducibility(
         Its name and version, as the run has it: which random generators the training draws from.
     verdicts : tuple of Verdict
         Of reproductions of the run.
+    kin : Kin
+        What the runs above and inside it tell.
     """
     known = {section: doc for section, doc in documents.items() if isinstance(doc, Mapping)}
     found = [
         *_guarded("code", lambda: code(known, params)),
-        *_guarded("data", lambda: data(known)),
+        *_guarded("data", lambda: _data(known, kin)),
         *_guarded("configuration", lambda: configuration(known)),
         *_guarded("environment", lambda: environment(known)),
-        *_guarded("seed", lambda: seeds(known, params, framework)),
+        *_guarded("seed", lambda: _seeds(known, params, framework, kin)),
         *_guarded("hardware", lambda: hardware(known)),
         *_contradictions(verdicts),
     ]
     found.sort(key=lambda finding: -_rank(finding.limits_to))
     level = found[0].limits_to if found and found[0].limits_to else LEVELS[0]
     return Reproducibility(level, _best(verdicts), tuple(found))
+
+
+def _data(known: Mapping[str, Any], kin: Kin) -> Iterable[Finding]:
+    """Of the run's data and of that of its parts; the same is said of many trials once."""
+    found = (
+        [] if kin.data and not any(name.startswith("data.") for name in known) else [*data(known)]
+    )
+    for section, document in kin.data:
+        found += data({section: document})
+    return dict.fromkeys(found)
+
+
+def _seeds(
+    known: Mapping[str, Any], params: Mapping[str, Any], framework: str, kin: Kin
+) -> Iterable[Finding]:
+    frameworks = (framework, *kin.frameworks)
+    return seeds({**kin.documents, **known}, {**kin.params, **params}, frameworks)
 
 
 def _guarded(area: str, find: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -184,15 +207,3 @@ def _verdicts(store: Store, run_id: str) -> tuple[Verdict, ...]:
     """What reproductions of a run have shown, in the order of their ids."""
     found = reproductions(store, run_id, _REPRODUCTIONS)
     return tuple(Verdict(str(one.get("verdict")), run) for run, one in found.items())
-
-
-def _data_of_parts(record: RunRecord, store: Store) -> dict[str, Any]:
-    """What trials, folds and steps know of the data, where the run itself knows nothing."""
-    parts = family_of(store, [record.run_id])[:_PARTS]
-    where = [Condition("run_id", "in", parts), Condition("section", "like", "data.%")]
-    columns = ("section", "document")
-    found = store.read(Query("provenance", where, columns, ["run_id", "section"], _DOCUMENTS))
-    return {
-        section: json.loads(text or "null")
-        for section, text in zip(found["section"], found["document"], strict=True)
-    }

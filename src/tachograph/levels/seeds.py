@@ -7,7 +7,7 @@ numbers may have been drawn since, and a program that draws none needs no seed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tachograph.levels.pieces import STATISTICAL, Documents, Finding, listed, uses_gpu
@@ -27,16 +27,24 @@ _TRAINS = {  # framework to the generators that its trainings draw from
 _REMEDY = "call tachograph.seed_everything(seed) before the model and the data are made"
 
 
-def seeds(documents: Documents, params: Mapping[str, Any], framework: str) -> Iterator[Finding]:
-    """Random numbers that may differ the next time, and settings that let results differ."""
-    library = framework.partition(" ")[0].lower()
+def seeds(
+    documents: Documents, params: Mapping[str, Any], frameworks: Sequence[str]
+) -> Iterator[Finding]:
+    """Random numbers that may differ the next time, and settings that let results differ.
+
+    Parameters
+    ----------
+    documents, params : mapping
+    frameworks : sequence of str
+        Of the run and of its parts.
+    """
     if "hash_randomization" not in documents.get("seeds", {}):
         why = documents.get("seeds", {}).get("missing") or "not recorded"
         yield _limit(f"the random generators are not known: {why}", _REMEDY)
         return
-    yield from _generators(documents, params, library)
+    yield from _generators(documents, params, frameworks)
     yield from _estimators(documents, params)
-    yield from _sampler(documents, params, library)
+    yield from _sampler(documents, params)
     yield from _determinism(documents)
     yield from _workers(documents)
     yield from _hashes(documents)
@@ -53,11 +61,13 @@ def _note(what: str, remedy: str) -> Finding:
 # ---------------------------------------------------------------------------- generators
 
 
-def _generators(documents: Documents, params: Mapping[str, Any], library: str) -> Iterator[Finding]:
+def _generators(
+    documents: Documents, params: Mapping[str, Any], frameworks: Sequence[str]
+) -> Iterator[Finding]:
     """Generators that are not known to be seeded; they limit where the training draws from them."""
     found = documents["seeds"]
     unknown = [name for name in _LIBRARIES if name in found and not _is_seeded(name, documents)]
-    deciding = _deciding(found, library)
+    deciding = {name for framework in frameworks for name in _deciding(found, framework)}
     given = [path for path, value in params.items() if is_seed(path) and value is not None]
     given += ["main"] if _has_own(found) else []
     # A library's own seed is exact knowledge; of the others a given seed is at least a hint.
@@ -75,8 +85,9 @@ def _generators(documents: Documents, params: Mapping[str, Any], library: str) -
         )
 
 
-def _deciding(found: Mapping[str, Any], library: str) -> tuple[str, ...]:
+def _deciding(found: Mapping[str, Any], framework: str) -> tuple[str, ...]:
     """The generators that decide what a training of that framework gives."""
+    library = framework.partition(" ")[0].lower()
     if library in _TRAINS:
         return _TRAINS[library]
     loaded = tuple(name for name in ("torch", "tensorflow", "keras") if name in found)
@@ -114,12 +125,12 @@ def _estimators(documents: Documents, params: Mapping[str, Any]) -> Iterator[Fin
         )
 
 
-def _sampler(documents: Documents, params: Mapping[str, Any], library: str) -> Iterator[Finding]:
-    """What a study proposes."""
-    if library != "optuna":
+def _sampler(documents: Documents, params: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a study proposes, to itself or to a run inside it."""
+    if "sampler.class" not in params or "directions" not in params:
         return
-    state = documents.get("optuna.random_state", {})
-    if "sampler.class" in params and state.get("first_word") in (None, _ENTROPY):
+    state = mapping(documents.get("optuna.random_state"))
+    if state.get("first_word") in (None, _ENTROPY):
         yield _limit(
             "the study's sampler is not known to be seeded", "give it a seed: TPESampler(seed=7)"
         )
