@@ -38,6 +38,7 @@ from tachograph.warning import warn_once
 
 _MOST_VALUES = 8 << 20
 _MOST_SCORES = 3
+_MOST_FOLDS = 64  # what is known of all of them is said again with each
 
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
 _tickets: dict[int, Ticket] = {}
@@ -348,13 +349,16 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
 def _compare_fold(place: Place, X: Any, name: str) -> None:
     """Look for rows of one part of a fold in the other; not of large ones, which would be kept.
 
-    All candidates of a search have the same folds.
+    All candidates of a search have the same folds. Of very many folds, as where each row is left
+    out once, the first ones are looked at.
     """
     context = place.context or {}
     is_first = place.run.kind != "candidate" or place.run.name == "candidate-0"
     rows, columns = shape(X)
     is_small = (rows or 0) * (columns or 1) <= _MOST_VALUES
-    if "fold" in context and "step" not in context and is_first and is_small:
+    if "step" in context or not is_first or not is_small:
+        return
+    if context.get("fold", _MOST_FOLDS) < _MOST_FOLDS:
         place.run.compare_rows(X, name, fold=context["fold"])
 
 

@@ -283,6 +283,16 @@ def test_sklearn_folds(rows: Any, count: int, config: dict[str, Any], record: Re
     assert sorted(told(found)) == sorted(events * 2)
 
 
+def test_of_very_many_sklearn_folds_the_first_are_looked_at(
+    config: dict[str, Any], record: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of all is written with each: else the record grows with their square."""
+    monkeypatch.setattr("tachograph.callbacks.sklearn_track._MOST_FOLDS", 2)
+    with track(LinearRegression(), config=config) as fitted:
+        cross_validate(fitted, X, Y, cv=KFold(3))
+    assert checked(record()) == {(f"fold-{n}.train", f"fold-{n}.test") for n in range(2)}
+
+
 # ---------------------------------------------------------------------------- Optuna and loops
 
 
