@@ -15,6 +15,7 @@ from laboratory import Laboratory
 import tachograph
 from tachograph.cli.app import run as command
 from tachograph.errors import StoreError
+from tachograph.reproduction.reproduce import Wishes, prepare
 from tachograph.reproduction.verdict import DIFFERENT, EXACT, FAILED, STATISTICAL
 
 LOOP = """
@@ -191,6 +192,9 @@ def test_a_part_is_reproduced_with_its_root(laboratory: Laboratory) -> None:
     original = laboratory.run("train.py")
     with tachograph.open(laboratory.url) as store:
         part = store.children(original)["run_id"][0]
+        wishes = Wishes(laboratory.folder / "restored", python=Path(sys.executable))
+        notes = prepare(store, part, wishes).plan.notes
+    assert "one is a part of it, and is run again with the whole" in notes
     assert laboratory.reproduce(part).original == original
 
 
@@ -374,8 +378,6 @@ def test_secrets_are_not_in_the_record_of_a_reproduction(laboratory: Laboratory)
     laboratory.write("train.py", LOOP.replace("sys.argv[-1]", "3"))
     original = laboratory.run("train.py", "--api-key", "planted-1", TORCH_TOKEN="planted-2")
     with tachograph.open(laboratory.url) as store:
-        from tachograph.reproduction.reproduce import Wishes, prepare
-
         wishes = Wishes(laboratory.folder / "look", python=Path(sys.executable))
         notes = " ".join(prepare(store, original, wishes).plan.notes)
     assert "secrets were taken out of the command" in notes

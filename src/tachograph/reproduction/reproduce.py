@@ -106,11 +106,15 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     StoreError
         Its code cannot be had, or its command is not known; the message says why.
     """
-    record = store.run(run)
-    if record.row["root_id"] not in (None, record.run_id):
-        record = store.run(str(record.row["root_id"]))
+    asked = record = store.run(run)
+    if asked.row["root_id"] not in (None, asked.run_id):
+        record = store.run(str(asked.row["root_id"]))
     with _readable(record.run_id):
-        return _prepare(store, record, wishes)
+        prepared = _prepare(store, record, wishes)
+    if asked is not record:
+        label = asked.name or asked.row["kind"]
+        prepared.plan.notes.insert(0, f"{label} is a part of it, and is run again with the whole")
+    return prepared
 
 
 def fetch(prepared: Prepared) -> Prepared:
