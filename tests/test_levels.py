@@ -502,6 +502,7 @@ def test_a_part_is_no_more_reproducible_than_the_whole_nor_the_whole_than_its_pa
 
         for run in (study, first, training, second):
             assert "at the same time (n_jobs=2)" in missing(run)
+            assert "processes" not in missing(run)
             assert "sampler" not in missing(run)
         for run, has_stream in ((study, True), (first, True), (second, False)):
             assert missing(run).count("'train' has no digest") == has_stream

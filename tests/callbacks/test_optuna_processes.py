@@ -14,8 +14,10 @@ import pytest
 optuna = pytest.importorskip("optuna")
 from optuna.trial import Trial, TrialState  # noqa: E402
 
+import tachograph  # noqa: E402
 from tachograph import registry  # noqa: E402
 from tachograph.callbacks import OptunaCallback  # noqa: E402
+from tachograph.levels.level import assess  # noqa: E402
 from tachograph.testing.callback_contract import Record  # noqa: E402
 from tachograph.transfer.copying import copy_store  # noqa: E402
 
@@ -141,6 +143,9 @@ def test_processes_on_one_storage_meet_in_one_record(tmp_path: Path, kind: str, 
     study = load(storage)
     assert len(study.trials) == 12
     check_complete(Record(backend), study)
+    with tachograph.open(backend) as found:
+        limits = [finding.what for finding in assess(found.run("latest"), found).missing]
+    assert any(what.startswith("trials were recorded by") for what in limits)
     other = {"sqlite": "parquet", "parquet": "sqlite"}[store]
     copied = f"{other}:///{tmp_path}/copy"
     source, destination = (registry.open_backend(url, create=True) for url in (backend, copied))

@@ -37,12 +37,15 @@ class Kin:
         On the data of parts; several may be of one section.
     frameworks : sequence of str
         What the parts were trained with.
+    processes : int
+        How many recorded the trials of the study that the run is, or is inside of.
     """
 
     documents: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     data: Sequence[tuple[str, Any]] = ()
     frameworks: Sequence[str] = ()
+    processes: int = 1
 
 
 def kin_of(record: RunRecord, store: Store) -> Kin:
@@ -57,7 +60,14 @@ def kin_of(record: RunRecord, store: Store) -> Kin:
     documents = _documents(
         store, [one.run_id for one in above], Condition("section", "=", _SAMPLER)
     )
-    return Kin(dict(documents), params, data_of(store, parts), _frameworks(store, parts))
+    studies = [one.run_id for one in (record, *above) if one.row["kind"] == "study"]
+    return Kin(
+        dict(documents),
+        params,
+        data_of(store, parts),
+        _frameworks(store, parts),
+        _processes(store, studies[0]) if studies else 1,
+    )
 
 
 def data_of(store: Store, run_ids: Sequence[str]) -> list[tuple[str, Any]]:
@@ -95,6 +105,13 @@ def _frameworks(store: Store, parts: Sequence[str]) -> list[str]:
         Query("runs", [Condition("run_id", "in", list(parts))], ["framework"], ["run_id"])
     )
     return list(dict.fromkeys(str(one) for one in found["framework"] if one))
+
+
+def _processes(store: Store, study: str) -> int:
+    where = [Condition("parent_id", "=", study), Condition("kind", "=", "trial")]
+    trials = store.read(Query("runs", where, ["run_id"], ["started_at", "run_id"], _PARTS))
+    where = [Condition("run_id", "in", list(trials["run_id"]))]
+    return len(set(store.read(Query("attempts", where, ["writer"]))["writer"]))
 
 
 def _documents(store: Store, run_ids: Sequence[str], sections: Condition) -> list[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from tachograph.levels.pieces import (
     environment,
     hardware,
 )
-from tachograph.levels.seeds import seeds
+from tachograph.levels.seeds import processes, seeds
 from tachograph.query import Store
 from tachograph.reading.lookup import family_of
 from tachograph.reading.run_record import RunRecord
@@ -162,7 +162,8 @@ def _seeds(
     known: Mapping[str, Any], params: Mapping[str, Any], framework: str, kin: Kin
 ) -> Iterable[Finding]:
     frameworks = (framework, *kin.frameworks)
-    return seeds({**kin.documents, **known}, {**kin.params, **params}, frameworks)
+    yield from seeds({**kin.documents, **known}, {**kin.params, **params}, frameworks)
+    yield from processes(kin.processes)
 
 
 def _guarded(area: str, find: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -142,6 +142,24 @@ def _sampler(documents: Documents, params: Mapping[str, Any]) -> Iterator[Findin
             "run the trials one after the other",
         )
 
+    if url := params.get("storage.url"):
+        yield Finding(
+            "data",
+            None,
+            f"the study is kept in {url}: where that is there, it goes on with its trials",
+            "give it another storage when it is run again",
+        )
+
+
+def processes(count: int) -> Iterator[Finding]:
+    """That a study was worked on by several processes."""
+    if count > 1:
+        yield _limit(
+            f"trials were recorded by {count} processes: the order in which they ended decided what"
+            " was tried next",
+            "run all trials in one process",
+        )
+
 
 # ---------------------------------------------------------------------------- determinism
 

@@ -173,6 +173,8 @@ def _prepare(
     plan.notes.extend(link_data(documents, places, wishes.link, restored.folder))
     if wishes.arguments is None:
         plan.notes.extend(not_there(documents, places))
+    if storage := record.params.get("storage.url"):
+        plan.notes.append(f"where {storage} is there, the study in it goes on with more trials")
     if len(record.attempts) > 1:
         plan.notes.append("the run was resumed; this is the command of its last attempt")
     how = "made" if wishes.python is None else "given"
