@@ -43,6 +43,8 @@ class Event:
             found = None
         if not isinstance(found, dict):
             raise StoreError(f"the event {self.id!r} holds no row: {self.data[:80]!r}")
+        if found.get("epoch") in ("inf", "-inf"):
+            found["epoch"] = float(found["epoch"])
         return found
 
 

@@ -108,14 +108,14 @@ def test_json_says_the_same_as_bytes() -> None:
                 "run_id": "r",
                 "names": ["loss", "accuracy"],
                 "context": {"phase": "ü", "a": 1},
-                "rows": [[0, 5, None, None, ["nan", -0.0]], [1, -6, 10, 0.5, ["-inf", 3]]],
+                "rows": [[0, 5, None, None, ["nan", -0.0]], [1, -6, 10, "inf", ["-inf", 3]]],
             }
         ],
     }
     batch = from_json(document)
     values = [*batch.blocks[0].unpack()]
     assert batch.blocks[0].series.context == '{"a":1,"phase":"ü"}'
-    assert values[1][:4] == (1, -6000, 10, 0.5)
+    assert values[1][:4] == (1, -6000, 10, math.inf)
     assert math.isnan(values[0][4])
     assert math.copysign(1, values[0][5]) == -1
     assert batch.rows["tags"][0]["deleted"] == 0
@@ -125,10 +125,11 @@ def test_json_says_the_same_as_bytes() -> None:
 def test_what_no_number_is_in_a_row_is_null() -> None:
     """Stores take NaN in a column for NULL, and JSON has none."""
     row: Row = {"run_id": "r", "name": "n", "kind": "weight", "mean": math.nan, "max": math.inf}
+    row["epoch"] = -math.inf  # which every store keeps
     loose = TensorRows()
     loose.add(dict.fromkeys(TABLES["tensors"].columns) | row | {"writer": "w", "seq": 0})
     found = decode(encode(Batch("w", 0, 1, rows={"tensors": loose}))).rows["tensors"][0]
-    assert (found["mean"], found["max"]) == (None, None)
+    assert (found["mean"], found["max"], found["epoch"]) == (None, None, -math.inf)
 
 
 def test_rows_that_a_signal_handler_wrote_out_of_order_are_sent_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from tachograph.backends.remote_reading import read_in_pages
 from tachograph.errors import QueryError, StoreError, TooLarge
 from tachograph.records import Batch
 from tachograph.server.app import make_app
+from tachograph.server.news import News, as_event
 from tachograph.server.settings import ServerSettings
 from tachograph.server.tokens import Tokens
 from tachograph.table import Table
@@ -248,6 +250,13 @@ def test_events_come_whole_however_they_are_cut(size: int) -> None:
     assert [event.kind for event in events] == ["comment", "point", "event"]
     assert [event.id for event in events] == ["", "1", "2"]
     assert events[2].row() == {"message": "a\u2028b\x85é"}
+
+
+def test_infinite_epoch_is_heard() -> None:
+    """JSON has no number for it."""
+    news = News("1", "point", {"step": 1, "epoch": math.inf})
+    (event,) = parse_events([as_event(news).encode()])
+    assert event.row() == news.row
 
 
 def test_event_without_a_row_is_an_error() -> None:

@@ -80,6 +80,7 @@ def place(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pla
             run.log_artifact(folder / "model.bin")
             with run.child("trial", "inner") as child:
                 child.log({"score": rate}, step=0)
+                child.log({"odd": math.inf, "odder": math.nan}, step=1, epoch=-math.inf)
     with tachograph.open(local) as store:
         tensors = [
             {"run_id": run.run_id, "name": name, "kind": kind, "context": "{}", "rank": 0}
@@ -111,7 +112,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 # ---------------------------------------------------------------------------- reading
 
-FEW = {"runs": 3, "sql": 3, "show": 24, "compare": 16, "diff": 16, "plot": 10, "tensors": 16}
+FEW = {"runs": 3, "sql": 3, "show": 28, "compare": 16, "diff": 16, "plot": 10, "tensors": 16}
 """Requests that a command may make at most."""
 
 
@@ -119,7 +120,7 @@ FEW = {"runs": 3, "sql": 3, "show": 24, "compare": 16, "diff": 16, "plot": 10, "
     "line",
     [
         "runs",
-        "runs --json",
+        "runs --children --json --columns name,metrics.odd,metrics.odder",
         "runs --children --limit 3",
         "runs --where params.lr<0.2 --columns name,metrics.loss.min,params.lr,tags.stage",
         "runs --where metrics['loss',phase='train'].count>1 --sort params.lr --json",
@@ -159,6 +160,7 @@ def test_sql_is_that_of_a_local_store(place: Place, call: Call) -> None:
     for text in (
         "select name, context, count(*) n, min(value) m from metrics group by 1, 2 order by 1, 2",
         "select run_id, ended_at, parent_id from runs order by started_at",
+        "select epoch, value, special from metrics where name = 'odd'",
         "delete from runs",
         "select nonsense from metrics",
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -222,4 +223,7 @@ def _status(row: Row, position: Position) -> list[News]:
 
 def as_event(news: News) -> str:
     """One of the server-sent events (HTML standard, 9.2)."""
-    return f"id: {news.cursor}\nevent: {news.kind}\ndata: {to_json(news.row).decode()}\n\n"
+    row = news.row
+    if row.get("epoch") in (math.inf, -math.inf):
+        row = {**row, "epoch": str(row["epoch"])}  # JSON has no number for it
+    return f"id: {news.cursor}\nevent: {news.kind}\ndata: {to_json(row).decode()}\n\n"

@@ -64,6 +64,15 @@ SCHEMAS: dict[str, Schema] = {
             "description": "Name of a column to its values, as many as there are rows.",
             "additionalProperties": {"type": "array", "items": _CELL},
         },
+        special={
+            "type": "object",
+            "description": "Of columns with NaN or infinities, which are null there: column to"
+            " 'nan', 'inf' or '-inf' to the numbers of rows, from 0.",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": {"type": "integer"}},
+            },
+        },
     )
     | {"examples": [{"rows": 2, "columns": {"step": [10, 20], "value": [0.5, 0.25]}}]},
     "Condition": _CONDITION,

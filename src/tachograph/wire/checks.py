@@ -188,6 +188,11 @@ def _check_float(name: str, value: Any) -> None:
         raise WireError(f"{name!r} is a finite number, not {value!r:.40}")
 
 
+def _check_epoch(name: str, value: Any) -> None:
+    if value not in (math.inf, -math.inf):
+        _check_float(name, value)
+
+
 def _read(name: str, value: Any) -> Any:
     _check_text(name, value)
     try:
@@ -202,4 +207,5 @@ _CHECKS = {
     **dict.fromkeys(_SHAPES, _check_shape),
     "context": _check_context,
     "sha256": _check_digest,
+    "epoch": _check_epoch,
 }

@@ -165,7 +165,8 @@ def _json_block(entry: Mapping[str, Any]) -> MetricBlock:
     rows = []
     for seq, time, step, epoch, values in _listed(entry, "rows"):
         at = None if step is None else whole("step", step)
-        rows.append((whole("seq", seq), whole("time", time), at, epoch, [*map(_number, values)]))
+        when = None if epoch is None else _number(epoch)
+        rows.append((whole("seq", seq), whole("time", time), at, when, [*map(_number, values)]))
     return MetricBlock.pack(series, rows)
 
 
@@ -197,14 +198,17 @@ def _split_rows(
 
 
 def _short(row: Row) -> Row:
-    """What of a row is not NULL; a float that is no number is, to every store."""
-    return {
+    """What of a row is not NULL; a float that is no number is, but for an infinite epoch."""
+    short = {
         name: value
         for name, value in row.items()
         if value is not None
         and name != "writer"
         and not (isinstance(value, float) and not math.isfinite(value))
     }
+    if row.get("epoch") in (math.inf, -math.inf):
+        short["epoch"] = str(row["epoch"])  # JSON has no number for it
+    return short
 
 
 def _from_header(header: Mapping[str, Any], payload: bytes, start: int) -> Batch:
@@ -264,6 +268,8 @@ def _batch(
 def _complete(table: str, row: Row, writer: str) -> Row:
     if row.get("writer", writer) != writer:
         raise WireError(f"a row of {table} is of another writer than the batch")
+    if row.get("epoch") in ("inf", "-inf"):
+        row = {**row, "epoch": float(row["epoch"])}
     return complete_row(table, row, writer, whole("seq", row["seq"]))
 
 

@@ -133,13 +133,21 @@ def _check_length(name: str, value: Sequence[Any]) -> None:
 def table_to_json(table: Table, facts: Mapping[str, Any] | None = None) -> bytes:
     """``{"rows": n, "columns": {name: [value, ...]}}``; what JSON has no number for is null.
 
+    Of NaN and infinities `special` says beside it which they are: column, then text, to rows.
+
     Parameters
     ----------
     table : Table
     facts : mapping, optional
         What is said beside it.
     """
-    return to_json({"rows": len(table), **(facts or {}), "columns": table.to_pydict()})
+    columns = table.to_pydict()
+    document = {"rows": len(table), **(facts or {}), "columns": columns}
+    try:
+        return _encode(document)
+    except (ValueError, TypeError):  # a NaN or an infinity; or keys that are no texts
+        special = {name: found for name, values in columns.items() if (found := _special(values))}
+        return _encode(_speakable(document | ({"special": special} if special else {})))
 
 
 def to_json(document: Any) -> bytes:
@@ -153,9 +161,14 @@ def to_json(document: Any) -> bytes:
 def table_from_json(body: bytes) -> Table:
     """Undo `table_to_json`; WireError where it is none."""
     try:
-        columns = json.loads(body)["columns"]
-        return Table({name: list(values) for name, values in columns.items()})
-    except (ValueError, KeyError, TypeError, AttributeError, QueryError) as error:
+        document = json.loads(body)
+        columns = {name: list(values) for name, values in document["columns"].items()}
+        for name, found in document.get("special", {}).items():
+            for text, rows in found.items():
+                for row in rows:
+                    columns[name][row] = float(text)
+        return Table(columns)
+    except (ValueError, LookupError, TypeError, AttributeError, QueryError) as error:
         raise WireError(f"the answer is no table: {error}"[:200]) from error
 
 
@@ -219,6 +232,15 @@ def _encode(document: Any) -> bytes:
         document, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=str
     )
     return text.encode(errors="replace")
+
+
+def _special(values: Sequence[Any]) -> dict[str, list[int]]:
+    """Which values are NaN or infinite: 'nan', 'inf' and '-inf' to their rows."""
+    found: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            found.setdefault(str(value), []).append(row)
+    return found
 
 
 def _speakable(value: Any) -> Any:
