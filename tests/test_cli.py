@@ -262,3 +262,6 @@ def test_numbers_are_short_and_true() -> None:
     assert sparkline([0.0, 1.0]) == "▁█"
     assert sparkline([math.nan]) == "×"
     assert sparkline([]) == ""
+    assert sparkline([-1e308, 1e308]) == "▁█"
+    assert sparkline([0.0, 1e308, 1e308], 2) == "▁█"
+    assert sparkline([0.0, 5e-324]) == "▁▁"

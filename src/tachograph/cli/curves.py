@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,9 @@ MOST_CURVES = 8
 
 POINTS = 4000
 """So many of a curve are drawn: more than a picture has columns."""
+
+_LARGEST = 1e200
+"""Beyond it, and nearer to 0 than its inverse, the arithmetic of a scale overflows."""
 
 _MARKERS = ("braille", "x", "o", "+", "*")  # tell curves apart where there is no colour
 
@@ -98,10 +100,11 @@ def fits(context: str, wanted: str | None) -> bool:
 def finite_points(curve: Curve, *, log_scale: bool) -> tuple[list[float], list[float], int]:
     """Steps and values that a scale can show, and how many it cannot."""
     steps = [n if step is None else step for n, step in enumerate(curve["steps"])]
+    least = 1 / _LARGEST if log_scale else -_LARGEST
     points = [
-        (step, value)
+        (step, 0.0 if abs(value) < 1 / _LARGEST else value)
         for step, value in zip(steps, curve["values"], strict=True)
-        if value is not None and math.isfinite(value) and (value > 0 or not log_scale)
+        if value is not None and least <= value <= _LARGEST
     ]
     return [step for step, _ in points], [value for _, value in points], len(steps) - len(points)
 

@@ -232,14 +232,19 @@ def sparkline(values: Sequence[float | None], width: int = 24) -> str:
     for part in range(parts):
         piece = values[part * len(values) // parts : (part + 1) * len(values) // parts]
         finite = [v for v in piece if v is not None and math.isfinite(v)]
-        means.append(sum(finite) / len(finite) if finite else math.nan)
+        # Divided before they are added: the sum of numbers near the largest is infinite.
+        means.append(sum(v / len(finite) for v in finite) if finite else math.nan)
     known = [mean for mean in means if not math.isnan(mean)]
     if not known:
         return "×" * parts
-    low, high = min(known), max(known)
-    is_flat = high - low <= 1e-12 * max(abs(high), abs(low))  # but for the rounding of means
-    scale = 0.0 if is_flat else (len(_BARS) - 1) / (high - low)
-    return "".join("×" if math.isnan(m) else _BARS[round((m - low) * scale)] for m in means)
+    low, half = min(known), max(known) / 2 - min(known) / 2  # half of the height is finite
+    is_flat = half <= 1e-12 * max(map(abs, known))  # but for the rounding of means
+    heights = [0.0 if is_flat else (mean / 2 - low / 2) / half for mean in means]
+    top = len(_BARS) - 1
+    return "".join(
+        "×" if math.isnan(mean) else _BARS[round(height * top)]
+        for mean, height in zip(means, heights, strict=True)
+    )
 
 
 def context_label(context: str) -> str:
