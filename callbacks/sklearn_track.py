@@ -32,12 +32,13 @@ from tachograph.callbacks.sklearn_fit import Fit
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.callbacks.sklearn_tensors import Settings
 from tachograph.current import using
-from tachograph.run import status_of
+from tachograph.run import Run, status_of
 from tachograph.start import InertRun
 from tachograph.warning import warn_once
 
 _MOST_VALUES = 8 << 20
 _MOST_SCORES = 3
+_TOLD_FOLDS = 2
 _MOST_FOLDS = 64  # what is known of all of them is said again with each
 
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
@@ -331,19 +332,40 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     if fit is None:
         return None
     fit.begin(instance, X, deep=is_root)
-    if not is_root:
-        _compare_fold(fit.place, X, "train")
+    y = args[1] if len(args) > 1 else kwargs.get("y")
+    if is_root:
+        _record_data(fit.run, X, y)
     else:
-        fit.run.log_data(X, "X")
-        y = args[1] if len(args) > 1 else kwargs.get("y")
-        if y is not None:
-            fit.run.log_data(y, "y")
+        _compare_fold(fit.place, X, "train")
+        if ticket is not None and ticket.fold is not None:
+            _record_fold(fit.place, X, y)
     if ticket is not None:
         with contextlib.suppress(TypeError):  # a list, say
             ticket.trained_on = weakref.ref(X)
     with guard(fit.run, "begin of a fit"):
         fit.watch(instance, listening=True)
     return fit
+
+
+def _record_data(run: Run, X: Any, y: Any, prefix: str = "") -> None:
+    run.log_data(X, f"{prefix}X")
+    if y is not None:
+        run.log_data(y, f"{prefix}y")
+
+
+def _record_fold(place: Place, X: Any, y: Any) -> None:
+    """Record the data of a cross-validation that is a function, which shows only folds.
+
+    What two folds of k are trained on is together all that there is.
+    """
+    fold = (place.context or {}).get("fold", _TOLD_FOLDS)
+    if fold < _TOLD_FOLDS and _is_small(X):
+        _record_data(place.run, X, y, f"fold-{fold}.")
+
+
+def _is_small(X: Any) -> bool:
+    rows, columns = shape(X)
+    return (rows or 0) * (columns or 1) <= _MOST_VALUES
 
 
 def _compare_fold(place: Place, X: Any, name: str) -> None:
@@ -354,9 +376,7 @@ def _compare_fold(place: Place, X: Any, name: str) -> None:
     """
     context = place.context or {}
     is_first = place.run.kind != "candidate" or place.run.name == "candidate-0"
-    rows, columns = shape(X)
-    is_small = (rows or 0) * (columns or 1) <= _MOST_VALUES
-    if "step" in context or not is_first or not is_small:
+    if "step" in context or not is_first or not _is_small(X):
         return
     if context.get("fold", _MOST_FOLDS) < _MOST_FOLDS:
         place.run.compare_rows(X, name, fold=context["fold"])

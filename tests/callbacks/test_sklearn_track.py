@@ -239,6 +239,9 @@ def test_cross_validation(jobs: int | None, config: Config, record: Reader) -> N
     assert len(found.runs()) == 1
     assert found.run()["status"] == "finished"
     assert found.params(found.run()["run_id"])["model__max_iter"] == 200
+    sections = {row["section"] for row in found.rows("provenance")}
+    data = {section for section in sections if section.startswith("data.")}
+    assert data == {f"data.fold-{fold}.{name}" for fold in range(2) for name in "Xy"}
     assert sorted(found.series("score", phase="test")) == list(enumerate(result["test_score"]))
     assert sorted(found.series("score", phase="train")) == list(enumerate(result["train_score"]))
     for fold in range(3):
