@@ -124,6 +124,8 @@ def test_listing_shows_the_latest_roots_first(backend: Backend) -> None:
     assert ids(store.runs(children=True, limit=2)) == ["child", "three"]
     assert ids(store.runs(sort="started_at")) == ["one", "two", "three"]
     assert ids(store.runs(sort=["project", "-started_at"])) == ["three", "one", "two"]
+    for equal in ("kind", "-tags.nothing", ()):
+        assert ids(store.runs(sort=equal)) == ["three", "two", "one"], "then newest first"
 
 
 @pytest.mark.parametrize(

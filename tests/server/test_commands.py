@@ -22,7 +22,7 @@ import tachograph
 from tachograph import host, registry
 from tachograph.backends.base import Condition, Query, SupportsDigests
 from tachograph.cli import main
-from tachograph.errors import StoreError
+from tachograph.errors import QueryError, StoreError
 from tachograph.journal import JournalWriter
 from tachograph.reading.digests import DIGESTED, digest_table
 from tachograph.records import Series, now_us, uuid7
@@ -193,6 +193,8 @@ def test_series_comes_exact_or_reduced(place: Place) -> None:
             expected = here.series(run, "loss", **asked)  # type: ignore[arg-type]
             found = store.series(run, "loss", **asked)  # type: ignore[arg-type]
             assert repr(found.to_pydict()) == repr(expected.to_pydict())
+        with pytest.raises(QueryError, match="2 points or more"):
+            store.series(run, "acc", points=1)
 
 
 def test_what_waits_on_this_machine_is_shown_with_what_the_server_has(

@@ -91,14 +91,16 @@ def list_runs(reader: Reader, listing: Listing, is_alive: IsAlive | None = None)
         parameter or tag that no run has, though some have one spelled nearly like it.
     """
     plan = _compile(listing)
-    names = sorted(plan.needs.columns | {"run_id", "root_id", "status"})
+    names = sorted(plan.needs.columns | {"run_id", "root_id", "status", "started_at"})
+    asked = (
+        [("-" if down else "") + path.text for path, down in plan.order] if plan.is_plain else []
+    )
     query = Query(
         "runs",
         where=[] if listing.children else [Condition("parent_id", "=", None)],
         columns=names,
-        order=[("-" if down else "") + path.text for path, down in plan.order]
-        if plan.is_plain
-        else (),
+        # What is equal otherwise comes newest first, from whatever store.
+        order=[*dict.fromkeys([*asked, "-started_at", "run_id"])],
         limit=listing.limit if plan.is_plain else None,
     )
     table = reader.read(query)

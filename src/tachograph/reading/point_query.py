@@ -15,7 +15,7 @@ from tachograph.errors import QueryError
 from tachograph.reading.facts import choose_context, nearest
 from tachograph.reading.listing import Reader
 from tachograph.reading.live import LiveReader
-from tachograph.reading.reduction import reduce
+from tachograph.reading.reduction import check_count, reduce
 from tachograph.records import join_special
 from tachograph.table import Table
 
@@ -69,6 +69,8 @@ def read_points(
 
     There are columns `rank` and `attempt` where those of several may be among them.
     """
+    if count is not None:
+        check_count(count)
     ranks = ("rank",) if all(one.column != "rank" for one in where) else ()
     columns = (*COLUMNS, *ranks, *(("attempt",) if attempts == "all" else ()))
     backend = reader.backend

@@ -21,6 +21,12 @@ FEWEST = 2
 """So many points there must be room for: the first and the last."""
 
 
+def check_count(count: int) -> None:
+    """QueryError where a series cannot be reduced to so many points."""
+    if count < FEWEST:
+        raise QueryError(f"a series can be reduced to {FEWEST} points or more, not to {count}")
+
+
 def reduce(points: Table, count: int) -> Table:
     """At most so many of the points, in their order.
 
@@ -43,8 +49,7 @@ def reduce(points: Table, count: int) -> Table:
     QueryError
         `count` is less than 2.
     """
-    if count < FEWEST:
-        raise QueryError(f"a series can be reduced to {FEWEST} points or more, not to {count}")
+    check_count(count)
     if len(points) <= count:
         return points
     values = _numbers(points)
