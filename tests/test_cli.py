@@ -12,6 +12,7 @@ import pytest
 
 import tachograph
 from tachograph.cli import main, render
+from tachograph.cli.curves import draw
 from tachograph.cli.render import duration, shown, size, sparkline
 
 
@@ -265,3 +266,14 @@ def test_numbers_are_short_and_true() -> None:
     assert sparkline([-1e308, 1e308]) == "▁█"
     assert sparkline([0.0, 1e308, 1e308], 2) == "▁█"
     assert sparkline([0.0, 5e-324]) == "▁▁"
+
+
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_curve_near_the_limits_of_floats_is_drawn(
+    log_scale: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a training that diverges: what no scale can show is left out and counted."""
+    values = [1.0, 5e-324, 1e200, 1e308, -1e308, math.inf]
+    curve = {"run_id": "r", "label": "loss", "steps": list(range(6)), "values": values}
+    draw([curve], log_scale=log_scale)
+    assert f"{4 if log_scale else 3} points are not finite" in capsys.readouterr().out
