@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +194,20 @@ def _equal(array: pa.Array, value: Any) -> pa.Array:
 
 
 def _in(array: pa.Array, values: Iterable[Any]) -> pa.Array:
-    wanted = [value for value in values if value is not None and _comparable(array, value)]
     if pa.types.is_string(array.type):
-        return _compute().is_in(array, value_set=from_list(wanted, "text"))
+        texts = tuple(value for value in values if isinstance(value, str))
+        return _compute().is_in(array, value_set=_value_set(texts))
+    wanted = [value for value in values if value is not None and _comparable(array, value)]
     if pa.types.is_integer(array.type):
         wanted = [int(value) for value in wanted if value == int(value)]
     known = from_list(wanted, "int" if pa.types.is_integer(array.type) else "float")
     return _compute().and_(_compute().is_in(array, value_set=known), array.is_valid())
+
+
+@lru_cache(maxsize=2)
+def _value_set(texts: tuple[str, ...]) -> pa.Array:
+    """Texts as Arrow has them; each segment of a table is asked for the same."""
+    return from_list(texts, "text")
 
 
 def _like(array: pa.Array, pattern: str) -> pa.Array:
