@@ -548,6 +548,16 @@ def test_the_page_shows_splits_and_pipelines(url: str, capsys: pytest.CaptureFix
     assert said.index("Pipeline()") < said.index("  scale: Scale(x=2) fitted aaaaaaaa")
 
 
+def test_a_run_that_is_above_itself_is_looked_at_once(url: str) -> None:
+    """Anyone may record any parent: a circle ends."""
+    with tachograph.start_run(config={"backend": url}, run_id="a", parent="b"):
+        pass
+    with tachograph.start_run(config={"backend": url}, run_id="b", parent="a"):
+        pass
+    with tachograph.open(url) as store:
+        assert assess(store.run("a"), store).missing
+
+
 @pytest.mark.parametrize("other", [3, "text", ["x"], {"x": None}])
 def test_documents_of_another_shape_are_said_to_be_unreadable(
     other: Any, url: str, capsys: pytest.CaptureFixture[str]

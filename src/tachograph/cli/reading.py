@@ -17,6 +17,7 @@ from tachograph.cli.render import (
 )
 from tachograph.comparing import comparison
 from tachograph.errors import QueryError
+from tachograph.levels.kin import kin_of
 from tachograph.levels.level import assess, documents_of
 from tachograph.query import Store
 from tachograph.records import now_us
@@ -127,8 +128,8 @@ def show(
     with open_for_reading(store) as opened:
         record = opened.run(run)
         if provenance:
-            documents = documents_of(record, opened)
-            facts = (record, documents, assess(record, opened, documents))
+            kin = kin_of(record, opened)
+            facts = (record, documents_of(record, kin), assess(record, opened, kin))
             if as_json:
                 print_json(provenance_page.document(*facts))
             else:

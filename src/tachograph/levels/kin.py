@@ -64,21 +64,17 @@ def kin_of(record: RunRecord, store: Store) -> Kin:
     return Kin(
         dict(documents),
         params,
-        data_of(store, parts),
+        _documents(store, parts, Condition("section", "like", "data.%")),
         _frameworks(store, parts),
         _processes(store, studies[0]) if studies else 1,
     )
 
 
-def data_of(store: Store, run_ids: Sequence[str]) -> list[tuple[str, Any]]:
-    """Sections and documents on the data of runs."""
-    return _documents(store, run_ids[:_PARTS], Condition("section", "like", "data.%"))
-
-
 def _above(record: RunRecord, store: Store) -> Iterator[RunRecord]:
     """The runs that a run is a part of, the nearest first, as far as the store has them."""
-    parent = record.row["parent_id"]
-    while parent:
+    parent, passed = record.row["parent_id"], {record.run_id}
+    while parent and parent not in passed:  # anyone may record any parent
+        passed.add(parent)
         above = store.run(RunId(parent))
         try:
             parent = above.row["parent_id"]

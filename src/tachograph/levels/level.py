@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tachograph.levels.code import code
-from tachograph.levels.kin import Kin, data_of, kin_of
+from tachograph.levels.kin import Kin, kin_of
 from tachograph.levels.pieces import (
     METHODOLOGICAL,
     Finding,
@@ -23,7 +23,6 @@ from tachograph.levels.pieces import (
 )
 from tachograph.levels.seeds import processes, seeds
 from tachograph.query import Store
-from tachograph.reading.lookup import family_of
 from tachograph.reading.run_record import RunRecord
 from tachograph.reproduction.matching import reproductions
 
@@ -77,9 +76,7 @@ class Reproducibility:
         return tuple(finding for finding in self.findings if finding.limits_to is not None)
 
 
-def assess(
-    record: RunRecord, store: Store, documents: Mapping[str, Any] | None = None
-) -> Reproducibility:
+def assess(record: RunRecord, store: Store, kin: Kin | None = None) -> Reproducibility:
     """How far a run can be reproduced, with the reproductions of it that are in its store.
 
     Parameters
@@ -87,27 +84,23 @@ def assess(
     record : RunRecord
     store : Store
         Where the run is; asked for reproductions of it, and for the runs above and inside it.
-    documents : mapping, optional
-        What `documents_of` gives, where it is known.
+    kin : Kin, optional
+        What `kin_of` gives, where it is known.
     """
-    documents = documents_of(record, store) if documents is None else documents
+    kin = kin_of(record, store) if kin is None else kin
     framework = str(record.row["framework"] or "")
     verdicts = _verdicts(store, record.run_id)
     return reproducibility(
-        documents,
-        record.params,
-        framework=framework,
-        verdicts=verdicts,
-        kin=kin_of(record, store),
+        documents_of(record, kin), record.params, framework=framework, verdicts=verdicts, kin=kin
     )
 
 
-def documents_of(record: RunRecord, store: Store) -> dict[str, Any]:
+def documents_of(record: RunRecord, kin: Kin) -> dict[str, Any]:
     """The documents of a run; those on data of its parts, where it has none itself."""
     documents = record.provenance
     if any(section.startswith("data.") for section in documents):
         return documents
-    return documents | dict(data_of(store, family_of(store, [record.run_id])))
+    return documents | dict(kin.data)
 
 
 def reproducibility(
