@@ -163,6 +163,11 @@ def _paths(
             yield path, value
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value where it is a mapping, else an empty one: documents may have any shape."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _key(key: Any) -> str:
     try:
         return _text(str(key))

@@ -12,7 +12,8 @@ from typing import Any
 from tachograph.cli.render import shown, size
 from tachograph.levels.pieces import listed
 from tachograph.provenance.grouping import is_seed
-from tachograph.reading.documents import Documents, mapping
+from tachograph.reading.documents import Documents
+from tachograph.values import mapping
 
 Lines = Iterator[tuple[str, str]]
 """Label and text."""

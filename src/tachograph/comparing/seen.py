@@ -14,11 +14,10 @@ from tachograph.backends.base import Condition, Query
 from tachograph.provenance.contents import content_of
 from tachograph.provenance.grouping import code_digest, group_id, is_seed, own_digest, without_seeds
 from tachograph.query import Store
-from tachograph.reading.documents import mapping
 from tachograph.reading.run_record import RunRecord
 from tachograph.security.redaction import redact_argv
 from tachograph.table import Table
-from tachograph.values import json_text
+from tachograph.values import json_text, mapping
 
 COLUMNS = ("run_id", "name", "status", "started_at", "seeds", "code")
 _FILE_BYTES = 16 << 20

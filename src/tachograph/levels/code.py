@@ -15,7 +15,7 @@ from tachograph.levels.pieces import (
     Finding,
     listed,
 )
-from tachograph.reading.documents import mapping
+from tachograph.values import mapping
 
 _SHELLS = ("notebook", "ipython")
 _KEEP = 'set record.code = "snapshot"'

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tachograph.reading.documents import mapping
 from tachograph.security.texts import REDACTED
+from tachograph.values import mapping
 
 Documents = Mapping[str, Mapping[str, Any]]
 """Section to document, as `RunRecord.provenance` has them."""

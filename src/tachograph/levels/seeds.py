@@ -12,7 +12,7 @@ from typing import Any
 
 from tachograph.levels.pieces import STATISTICAL, Documents, Finding, listed, uses_gpu
 from tachograph.provenance.grouping import is_seed
-from tachograph.reading.documents import mapping
+from tachograph.values import mapping
 
 _SEED_BITS = 32  # no person chooses a longer one; torch draws 64 bits where it was given none
 _ENTROPY = 2**31  # the first word of a Mersenne twister that was seeded from the system

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tachograph.values import flatten, json_text
+from tachograph.values import flatten, json_text, mapping
 
 _SEED = re.compile(
     r"(^|[._-])(p?rng|seeds?|random_?(state|seed)|prng_?key)($|[._-])|(^|\.)generator\.state$",
@@ -99,15 +99,15 @@ def _causes(params: Mapping[str, str]) -> dict[str, str]:
 
 def _code(documents: Mapping[str, Any]) -> Any:
     """The files that ran; where these are not known, the commit with what was changed since."""
-    source, git = _mapping(documents.get("source")), _mapping(documents.get("git"))
+    source, git = mapping(documents.get("source")), mapping(documents.get("git"))
     cells = _listed(documents.get("notebook"), "cells", "source")
     if source.get("files") or cells:
         return [source.get("digest"), cells]
-    return [git.get("commit"), _mapping(git.get("diff")).get("sha256")]
+    return [git.get("commit"), mapping(git.get("diff")).get("sha256")]
 
 
 def _arguments(documents: Mapping[str, Any]) -> Any:
-    arguments, argv = documents.get("arguments"), _mapping(documents.get("argv"))
+    arguments, argv = documents.get("arguments"), mapping(documents.get("argv"))
     files = zip(*(_listed(arguments, "files", of) for of in ("missing", "sha256")), strict=True)
     unread = [digest for missing, digest in files if missing is not None and digest]
     whole = argv.get("original_argv" if argv.get("started_by") == "command" else "argv")
@@ -120,7 +120,7 @@ def _arguments(documents: Mapping[str, Any]) -> Any:
 
 def _not_parsed(words: Iterable[str], parsed: Iterable[Any]) -> Iterator[str]:
     """The words of a command line that parsers have left to others, as far as names tell."""
-    values = {path: value for one in parsed for path, value in flatten(_mapping(one)).items()}
+    values = {path: value for one in parsed for path, value in flatten(mapping(one)).items()}
     names = {path.replace("-", "_") for path in values}
     listed = (value if isinstance(value, list | tuple) else [value] for value in values.values())
     texts = {str(item) for items in listed for item in items}
@@ -138,15 +138,10 @@ def _not_parsed(words: Iterable[str], parsed: Iterable[Any]) -> Iterator[str]:
             yield word
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value, or nothing where it is none: anyone may record a document of any shape."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _listed(document: Any, name: str, of: str) -> list[Any]:
     """One field of each item in a list of a document."""
-    items = _mapping(document).get(name)
-    return [_mapping(item).get(of) for item in items] if isinstance(items, list | tuple) else []
+    items = mapping(document).get(name)
+    return [mapping(item).get(of) for item in items] if isinstance(items, list | tuple) else []
 
 
 def without_seeds(argv: Iterable[str]) -> Iterator[str]:

@@ -7,8 +7,3 @@ from typing import Any
 
 Documents = Mapping[str, Any]
 """Section to document, as `RunRecord.provenance` has them."""
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}

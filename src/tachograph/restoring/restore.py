@@ -20,11 +20,12 @@ from tachograph.errors import StoreError, StoreNotFound
 from tachograph.provenance.source import Member
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store
-from tachograph.reading.documents import Documents, mapping
+from tachograph.reading.documents import Documents
 from tachograph.reading.run_record import RunRecord
 from tachograph.restoring.checkout import checkout
 from tachograph.restoring.sources import SCRIPT, Restored, pack, restore, write_below
 from tachograph.security.texts import REDACTED
+from tachograph.values import mapping
 
 _WORKER = re.compile(r"--multiprocessing-fork|joblib\.externals\.loky\..*")
 _SCRIPT_BYTES = 32 << 20
