@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tachograph import identity, recorder, warning
+from tachograph.recording import seeding
 from tachograph.run import open_runs
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
@@ -25,6 +27,7 @@ _VARIABLES = (identity.LAUNCH_VARIABLE, identity.PARENT_VARIABLE, identity.RUN_V
 def fresh_process() -> Iterator[None]:
     """End the runs that a test left open, close its journals, and forget what was said."""
     warning.forget_warnings()
+    _forget_seeds()
     for name in _VARIABLES:
         os.environ.pop(name, None)
     before = set(recorder._recorders)  # those of servers that several tests share
@@ -36,3 +39,13 @@ def fresh_process() -> Iterator[None]:
     recorder._by_destination.clear()
     for name in _VARIABLES:
         os.environ.pop(name, None)
+
+
+def _forget_seeds() -> None:
+    """Let the system choose the state of generators that a test before may have seeded."""
+    seeding._last = None
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.seed()
