@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tachograph.addresses import is_loopback
 from tachograph.errors import (
     AccessDenied,
     Busy,
@@ -37,6 +38,15 @@ VERSION_HEADER = "Tachograph-Protocol"
 _ERROR_BYTES = 1 << 16  # of the body of an error; whoever sends more is no server of ours
 _BUSY = (429, 502, 503, 504)  # 502 and 504 come from a proxy whose server is away
 _LONGEST_WAIT = 3600
+_UNKNOWN_AUTHORITY = ": set SSL_CERT_FILE to the file of the authority that signed it"
+_OTHER_NAME = ": write the address with a name that the certificate has"
+_ADVICE = {
+    9: ": it is not valid yet, or the clock of this machine is late",
+    10: ": renew it there, and start the server again",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
+"""By the number that OpenSSL gives to what is wrong with a certificate."""
 
 
 class Slow(StoreError):
@@ -175,16 +185,22 @@ def explained(url: str, error: Exception, patience: Patience, seconds: float) ->
     import httpx
 
     *_, last = causes = [*_causes(error)]
+    proxy = _proxy_of(url)
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return StoreError(
-                f"the certificate of {url} is not trusted ({cause.verify_message}): set"
-                " SSL_CERT_FILE to the file of the authority that signed it"
+                f"the certificate of {url} is not trusted ({cause.verify_message})"
+                f"{_ADVICE.get(cause.verify_code, _UNKNOWN_AUTHORITY)}"
             )
         if isinstance(cause, socket.gaierror):
-            host = urlsplit(url).hostname
-            return StoreError(f"{url}: there is no host {host!r} ({cause.strerror})")
+            host = proxy or urlsplit(url).hostname
+            which = ", the proxy of the environment" if proxy else ""
+            return StoreError(f"{url}: there is no host {host!r}{which} ({cause.strerror})")
         if isinstance(cause, ConnectionRefusedError):
+            if proxy:
+                return StoreError(
+                    f"{url}: nothing listens at {proxy!r}, the proxy of the environment"
+                )
             return StoreError(
                 f"nothing listens at {url}: start it there with `tachograph serve`, or correct the"
                 " address"
@@ -200,6 +216,21 @@ def explained(url: str, error: Exception, patience: Patience, seconds: float) ->
         return Slow(f"{url} said nothing for {patience.silence:g} s")
     kind = StoreError if isinstance(error, httpx.ConnectError) else Dropped
     return kind(f"{url} does not answer: {last}")
+
+
+def _proxy_of(url: str) -> str | None:
+    """The host of the proxy that the environment sends requests for a server through."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    host, proxies = parts.hostname or "", getproxies()
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named or is_loopback(host) or proxy_bypass(host):
+        return None
+    try:
+        return urlsplit(named if "://" in named else f"//{named}").hostname
+    except ValueError:  # not used either, then
+        return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import ssl
 import threading
@@ -28,6 +29,7 @@ from tachograph.backends.remote_errors import (
     explained,
     refusal,
 )
+from tachograph.errors import StoreError
 
 if TYPE_CHECKING:
     import httpx
@@ -179,14 +181,18 @@ class Connection:
 
             parts = urlsplit(self.url)
             near = is_loopback(parts.hostname or "")
-            self._client = httpx.Client(
-                verify=_trusted() if parts.scheme == "https" else _nobody(),
-                # A token for this machine is not shown to a proxy on the way.
-                trust_env=not near,
-                # To pack what stays on this machine takes longer than to send it.
-                headers={"User-Agent": "tachograph"}
-                | ({"Accept-Encoding": "identity"} if near else {}),
-            )
+            trusted = _trusted() if parts.scheme == "https" else _nobody()
+            try:
+                self._client = httpx.Client(
+                    verify=trusted,
+                    # A token for this machine is not shown to a proxy on the way.
+                    trust_env=not near,
+                    # To pack what stays on this machine takes longer than to send it.
+                    headers={"User-Agent": "tachograph"}
+                    | ({"Accept-Encoding": "identity"} if near else {}),
+                )
+            except (ImportError, ValueError) as error:  # SOCKS, or no URL
+                raise StoreError(f"the proxy of the environment cannot be used: {error}") from error
         return self._client
 
     def _authorization(self) -> dict[str, str]:
@@ -241,8 +247,14 @@ def _trusted() -> ssl.SSLContext:
     """Whom the environment (SSL_CERT_FILE, SSL_CERT_DIR), this system or certifi trusts."""
     import httpx
 
-    context = httpx.create_ssl_context()
-    context.load_default_certs()
+    try:
+        context = httpx.create_ssl_context()
+        context.load_default_certs()
+    except OSError as error:
+        named = os.environ.get("SSL_CERT_FILE")
+        raise StoreError(
+            f"SSL_CERT_FILE names no file of certificates: {named!r} ({error})"
+        ) from error
     return context
 
 

@@ -126,7 +126,32 @@ def test_certificate_that_is_not_trusted(
     backend = RemoteBackend(server.url, create=True)
     assert backend.write(points("w", 0, 3)) == 3
     backend.close()
+    other_name = server.url.replace("127.0.0.1", "localhost")
+    refused(other_name, StoreError, r"not trusted \(Hostname .*: write the address with a name")
+    for unusable in (tmp_path / "none.pem", key):
+        monkeypatch.setenv("SSL_CERT_FILE", str(unusable))
+        remote_http._trusted.cache_clear()
+        refused(server.url, StoreError, f"SSL_CERT_FILE names no file .*{unusable}")
     remote_http._trusted.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        ("http://proxy.invalid", "no host 'proxy.invalid', the proxy of the environment"),
+        ("http://127.0.0.1:{port}", "nothing listens at '127.0.0.1', the proxy"),
+        ("nonsense://me:tacho_secret@proxy", "proxy of the environment cannot be used: Unknown"),
+        ("http://[half", "no host"),
+    ],
+)
+def test_proxy_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, message: str
+) -> None:
+    """Not the server, which nobody has asked."""
+    for name in ("no_proxy", "NO_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy.format(port=free_port()))
+    refused("https://tachograph.invalid", StoreError, message, 10)
 
 
 # ---------------------------------------------------------------------------- bad answers
