@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph import journal, recorder
+from tachograph import journal, journal_reader, recorder
 from tachograph.delivery import drain
 from tachograph.errors import TachographWarning
 from tachograph.records import Series, uuid7
@@ -337,6 +337,20 @@ def test_a_dead_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None
     ]
     for drainer in drainers:
         assert drainer.communicate(timeout=60) == ("30000\n", "")
+
+
+def test_many_dead_journals_for_a_store_that_is_down_are_one_warning(tmp_path: Path) -> None:
+    """Hundreds of workers leave as many; what a training hears is that the store is down."""
+    (tmp_path / "file").write_text("in the way")
+    url = f"sqlite:///{tmp_path}/file/runs.sqlite"
+    for _ in range(3):
+        dead = journal.JournalWriter(tmp_path / "journal", uuid7(), {"sinks": [url]})
+        dead.append_points(dead.series(Series("it", ("loss",))), 0, None, [1.0])
+        dead.close()
+    with pytest.warns(TachographWarning, match="cannot be sent to") as warned:
+        assert drain.drain_orphans(tmp_path / "journal") == []
+    assert len(warned) == 1
+    assert len(journal_reader.list_journals(tmp_path / "journal")) == 3
 
 
 def test_a_store_that_is_down_holds_up_the_first_run_only(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ class _LeftBehind:
                         delete_journal(self._folder, writer)
                         done.append(writer)
                 except StoreError as error:  # it must not keep anyone from opening the store
-                    warn_once(str(error))
+                    down = self._stores.down & chosen  # that is said once, as by sinks and freight
+                    warn_once(str(error), key=f"{min(down)} down" if down else None)
         return done
 
     def _all_have(self, writer: str, others: set[str], end: int) -> bool:
@@ -207,6 +208,11 @@ class Stores:
         self._patience = patience
         self._open: dict[str, Backend] = {}
         self._failed: dict[str, Exception] = {}
+
+    @property
+    def down(self) -> set[str]:
+        """Those that cannot be used."""
+        return set(self._failed)
 
     def ask(self, url: str, writer: str) -> tuple[Backend, int]:
         """A store, and the number of the record that it expects next."""
