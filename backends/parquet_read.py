@@ -209,7 +209,8 @@ def _spans(table: pa.Table, columns: Sequence[str], span: str) -> pa.Table:
     values = table[span]
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    chosen = table.select(columns).append_column("", values)
+    # Each segment has codes of its own, and a group is one code.
+    chosen = table.select(columns).unify_dictionaries().append_column("", values)
     counted: list[Any] = [("", "min"), ("", "max"), ([], "count_all")]
     grouped = chosen.group_by(columns, use_threads=False).aggregate(counted)
     return grouped.select([*columns, "_min", "_max", "count_all"]).rename_columns([*columns, *SPAN])

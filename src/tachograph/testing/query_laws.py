@@ -134,7 +134,9 @@ class QueryLaws(StoreFixtures):
         steps = [5, None, 3, 4]
         one = make_block("r", {"loss": [1.0] * 4, "acc": [2.0] * 4}, steps=steps)
         two = make_block("r", {"loss": [1.0]}, seqs=[4], steps=[None], context='{"a":1}')
-        backend.write(make_batch("w", 0, blocks=[one, two], runs=[{"run_id": "r"}]))
+        # Two batches, with other texts: a store may keep each in a file of its own.
+        backend.write(make_batch("w", 0, 4, blocks=[one], runs=[{"run_id": "r"}]))
+        backend.write(make_batch("w", 4, 5, blocks=[two]))
         query = Query("metrics", columns=("name", "context"), order=("name", "-context"))
         found = backend.read(replace(query, span="step"))
         assert found.columns == ("name", "context", *SPAN)
