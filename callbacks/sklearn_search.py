@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tachograph.callbacks.sklearn_facts import named
+from tachograph.callbacks.sklearn_folds import WatchedFolds, splitter_of
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.identity import derived_id
 from tachograph.run import Run, status_of
@@ -64,6 +65,7 @@ class Search:
             candidates = list(candidate_params)
             with guard(self.place.run, "candidates"):
                 self._begin(candidates, _count_folds(evaluate, estimator))
+            args, kwargs = self._watch_folds(evaluate, estimator, args, kwargs)
             results = evaluate(candidates, *args, **kwargs)
             self._waiting = 0
             with guard(self.place.run, "scores"):
@@ -85,6 +87,18 @@ class Search:
                 self._runs.append(run)
             self._all += self._runs
         self._waiting = len(candidates) * n_splits
+
+    def _watch_folds(
+        self, evaluate: Callable[..., Any], estimator: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """The arguments with a splitter that is observed: all candidates have the same folds."""
+        with guard(self.place.run, "folds"):
+            given = args[0] if args else kwargs.get("cv")
+            splitter = given or splitter_of(evaluate, estimator)
+            if splitter is not None and self._first == 0 and self.place.context is None:
+                kwargs = {**kwargs, "cv": WatchedFolds(splitter, self.place.run)}
+                args = args[1:]
+        return args, kwargs
 
     def _identity(self, index: int) -> tuple[str, str]:
         name = f"candidate-{index}"

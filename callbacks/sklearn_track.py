@@ -27,8 +27,9 @@ from tachograph.callbacks.sklearn_class import (
     reduce_plain,
     set_class,
 )
-from tachograph.callbacks.sklearn_facts import is_estimator, parameters, shape
+from tachograph.callbacks.sklearn_facts import is_estimator, parameters
 from tachograph.callbacks.sklearn_fit import Fit
+from tachograph.callbacks.sklearn_folds import compare_fold, is_small
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.callbacks.sklearn_tensors import Settings
 from tachograph.current import using
@@ -36,10 +37,8 @@ from tachograph.run import Run, status_of
 from tachograph.start import InertRun
 from tachograph.warning import warn_once
 
-_MOST_VALUES = 8 << 20
 _MOST_SCORES = 3
 _TOLD_FOLDS = 2
-_MOST_FOLDS = 64  # what is known of all of them is said again with each
 
 _current: contextvars.ContextVar[Fit | None] = contextvars.ContextVar("fit", default=None)
 _tickets: dict[int, Ticket] = {}
@@ -336,7 +335,7 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
     if is_root:
         _record_data(fit.run, X, y)
     else:
-        _compare_fold(fit.place, X, "train")
+        compare_fold(fit.place, X, "train")
         if ticket is not None and ticket.fold is not None:
             _record_fold(fit.place, X, y)
     if ticket is not None:
@@ -348,7 +347,7 @@ def _enter(instance: Any, ticket: Ticket | None, method: str, args: Any, kwargs:
 
 
 def _record_data(run: Run, X: Any, y: Any, prefix: str = "") -> None:
-    run.log_data(X, f"{prefix}X")
+    run.log_data(X, f"{prefix}X", compare=not prefix)  # parts of folds are compared as such
     if y is not None:
         run.log_data(y, f"{prefix}y")
 
@@ -359,27 +358,8 @@ def _record_fold(place: Place, X: Any, y: Any) -> None:
     What two folds of k are trained on is together all that there is.
     """
     fold = (place.context or {}).get("fold", _TOLD_FOLDS)
-    if fold < _TOLD_FOLDS and _is_small(X):
+    if fold < _TOLD_FOLDS and is_small(X):
         _record_data(place.run, X, y, f"fold-{fold}.")
-
-
-def _is_small(X: Any) -> bool:
-    rows, columns = shape(X)
-    return (rows or 0) * (columns or 1) <= _MOST_VALUES
-
-
-def _compare_fold(place: Place, X: Any, name: str) -> None:
-    """Look for rows of one part of a fold in the other; not of large ones, which would be kept.
-
-    All candidates of a search have the same folds. Of very many folds, as where each row is left
-    out once, the first ones are looked at.
-    """
-    context = place.context or {}
-    is_first = place.run.kind != "candidate" or place.run.name == "candidate-0"
-    if "step" in context or not is_first or not _is_small(X):
-        return
-    if context.get("fold", _MOST_FOLDS) < _MOST_FOLDS:
-        place.run.compare_rows(X, name, fold=context["fold"])
 
 
 def _find_fit(
@@ -471,7 +451,7 @@ def _compare_scored(ticket: Ticket, X: Any) -> None:
     ticket.compared += 1
     with guard(place.run, "score"):
         if "fold" in (place.context or {}):
-            _compare_fold(place, X, "test")
+            compare_fold(place, X, "test")
         else:
             place.run.compare_rows(X, "test", role="watched")
 

@@ -251,7 +251,26 @@ def test_folds_are_compared_alone(found: Call) -> None:
 
     events, document = found(record)
     assert [(event["evaluation"], event["rows"]) for event in events] == [("fold-0.test", 7)]
-    assert len(document["overlaps"]) == 4
+    assert set(document["splits"]) == {"X"}
+
+
+def test_each_fold_has_a_document(found: Call, config: dict[str, Any]) -> None:
+    """Processes that have a fold each do not replace what others have said."""
+    parts = np.arange(500), np.arange(490, 1_000)
+
+    def record(run: Run) -> None:
+        run.compare_rows(TRAIN[parts[0]], "train", fold=1)
+        run.compare_rows(TRAIN[parts[1]], "test", fold=1)
+        run.compare_folds(TRAIN, [parts])
+
+    events, _ = found(record)
+    assert [event["rows"] for event in events] == [10, 10]
+    rows = Record(config["backend"]).rows("provenance")
+    sections = {row["section"]: json.loads(row["document"]) for row in rows}
+    for fold in range(2):
+        document = sections[f"splits.fold-{fold}"]
+        assert set(document["splits"]) == {f"fold-{fold}.train", f"fold-{fold}.test"}
+        assert [pair["rows"] for pair in document["overlaps"]] == [10]
 
 
 def test_the_data_of_a_study_and_those_of_its_trials(found: Call) -> None:

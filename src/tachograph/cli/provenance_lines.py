@@ -104,14 +104,21 @@ def data(documents: Documents) -> Lines:
     for name, document in documents.items():
         if name.startswith("data.") and isinstance(document, Mapping):
             yield from _said(name.removeprefix("data."), document)
-    splits = get(documents, "splits")
-    for found in [*(splits.get("overlaps") or ()), *(splits.get("across_runs") or ())]:
+    for found in _overlaps(documents):
         about = "about " if found.get("counted") == "estimated" else ""
         rows = f"{about}{found['rows']} of {found['of']} rows" if found.get("rows") else "no row"
         finding = found.get("finding")
         why = f" ({finding})" if finding in ("chance", "prediction", "same data") else ""
         place = " of another run" if "train_run" in found else ""
         yield "in common", f"{rows} of {found['evaluation']} among {found['train']}{place}{why}"
+
+
+def _overlaps(documents: Documents) -> Iterator[Mapping[str, Any]]:
+    """Of the whole run, then of its folds by their number."""
+    names = (name for name in documents if name == "splits" or name.startswith("splits.fold-"))
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        splits = get(documents, name)
+        yield from [*(splits.get("overlaps") or ()), *(splits.get("across_runs") or ())]
 
 
 def _said(name: str, document: Documents) -> Lines:

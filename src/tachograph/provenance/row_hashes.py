@@ -8,10 +8,11 @@ to the data, and of many rows only hashes below a limit: a sample that is the sa
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tachograph.provenance.row_parts import Part
+from tachograph.provenance.row_parts import Part, Picked
 from tachograph.provenance.row_sources import part_of
 from tachograph.provenance.row_values import NotHashed, factors, mix, numpy
 
@@ -118,14 +119,51 @@ def hash_rows(data: Any) -> RowHashes:
     NotHashed
         The text says why: it is a stream, lies on a device, is too large, …
     """
+    part = _readable(data)
+    limit = _limit(part.rows)
+    return _counted(part.rows, _below(part, limit), limit, _bits(part))
+
+
+def hash_parts(data: Any, parts: Iterable[Any]) -> list[RowHashes]:
+    """As `hash_rows`, of several parts of the rows, which are read once.
+
+    Parameters
+    ----------
+    data : any
+    parts : iterable of arrays
+        The numbers of the rows of each part, or for all rows whether they belong to it.
+    """
+    np = numpy()
+    whole = _readable(data)
+    hashes = _below(whole, _ALL)
+    found = []
+    for part in parts:
+        numbers = np.arange(whole.rows)[np.asarray(part)]
+        picked = Picked(whole, numbers)
+        if not picked.rows:
+            raise NotHashed("it is empty")
+        limit = _limit(picked.rows)
+        own = hashes[numbers]
+        found.append(_counted(picked.rows, own[own <= np.uint64(limit)], limit, _bits(picked)))
+    return found
+
+
+def _readable(data: Any) -> Part:
     part = part_of(data)
     if part.rows * part.row_bytes > READ_BYTES or part.width > _MOST_COLUMNS:
         raise NotHashed(f"reading more than {READ_BYTES >> 30} GiB would take too long")
     if not part.rows or not part.width:
         raise NotHashed("it is empty")
-    limit = _ALL if part.rows <= KEPT else (KEPT << 64) // part.rows
-    hashes, counts = numpy().unique(_below(part, limit), return_counts=True)
-    return RowHashes(part.rows, hashes, counts.astype("u4"), limit, _bits(part))
+    return part
+
+
+def _limit(rows: int) -> int:
+    return _ALL if rows <= KEPT else (KEPT << 64) // rows
+
+
+def _counted(rows: int, hashes: Any, limit: int, bits: float) -> RowHashes:
+    distinct, counts = numpy().unique(hashes, return_counts=True)
+    return RowHashes(rows, distinct, counts.astype("u4"), limit, bits)
 
 
 def _below(part: Part, limit: int) -> Any:

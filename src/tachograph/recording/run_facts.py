@@ -259,7 +259,13 @@ class Facts:
 
     @guarded
     def log_data(
-        self, data: Any, name: str = "data", *, rows: Any = None, role: str | None = None
+        self,
+        data: Any,
+        name: str = "data",
+        *,
+        rows: Any = None,
+        role: str | None = None,
+        compare: bool = True,
     ) -> None:
         """Record the fingerprint of data: shape, types and digest, never the data itself.
 
@@ -278,6 +284,8 @@ class Facts:
         role : {'training', 'evaluation', 'watched', 'prediction', 'other'}, optional
             What the split is for, where its name does not say it. 'watched' is an evaluation that
             may be of the training data itself.
+        compare : bool, default True
+            Whether to look for its rows among those of other splits.
         """
 
         def fingerprint() -> None:
@@ -285,7 +293,8 @@ class Facts:
             self.record_rows("provenance", provenance_row(f"data.{name}", document))
 
         self.in_background(fingerprint)
-        self.compare_rows(data if rows is None else rows, name, role=role)
+        if compare:
+            self.compare_rows(data if rows is None else rows, name, role=role)
 
     @guarded
     def compare_rows(
@@ -307,6 +316,24 @@ class Facts:
             from tachograph.recording import splits  # with much that the start does without
 
             splits.compare(cast("Run", self), data, name, role, fold)
+
+        self.in_background(compare)
+
+    @guarded
+    def compare_folds(self, data: Any, folds: Sequence[tuple[Any, Any]]) -> None:
+        """Look in the background which rows of a fold's test are among those of its training.
+
+        Parameters
+        ----------
+        data : any
+        folds : sequence of pairs of arrays
+            The numbers of the rows for training and of those for the test.
+        """
+
+        def compare() -> None:
+            from tachograph.recording import splits  # with much that the start does without
+
+            splits.compare_folds(cast("Run", self), data, folds)
 
         self.in_background(compare)
 

@@ -1,21 +1,24 @@
 """Rows that the splits of a run have in common, and those of the runs of one study.
 
 Keeps hashes of rows, never rows: of the runs of this process that were recorded last. Runs in the
-background. Says what was found in the document `splits`, and an overlap in an event.
+background. Says what was found in the document `splits`, and an overlap in an event. Each fold has
+a document of its own: folds of one run may lie in several processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tachograph.provenance import missing
-from tachograph.provenance.row_hashes import RowHashes, hash_rows
+from tachograph.provenance.row_hashes import RowHashes, hash_parts, hash_rows
 from tachograph.provenance.row_sources import is_target
 from tachograph.provenance.row_values import NotHashed
 
@@ -186,15 +189,19 @@ class Family:
             self._distinct.popitem(last=False)
         return new
 
-    def document(self, run_id: str, *, across: bool) -> dict[str, Any]:
+    def document(self, run_id: str, fold: int | None = None, *, across: bool) -> dict[str, Any]:
         """What is known of the splits of a run, and where it is the root, of those of others."""
-        own = self._of_runs.get(run_id, {}).values()
-        overlaps = self._overlaps.get(run_id, {}).values()
+        own = [one for one in self._of_runs.get(run_id, {}).values() if one.fold == fold]
+        overlaps = [
+            found
+            for found in self._overlaps.get(run_id, {}).values()
+            if found.evaluation.fold == fold
+        ]
         document: dict[str, Any] = {
             "splits": {split.label: {"role": split.role, **split.document} for split in own},
             "overlaps": [{**found.evidence, "finding": found.finding} for found in overlaps],
         }
-        if across and self._across:
+        if across and fold is None and self._across:
             document["across_runs"] = [
                 {**found.evidence_of_runs, "finding": found.finding}
                 for found in self._across.values()
@@ -258,10 +265,31 @@ os.register_at_fork(after_in_child=_start_anew)
 def compare(run: Run, data: Any, name: str, role: str | None, fold: int | None) -> None:
     """Hash the rows of a split of a run, compare them with its other splits, record the result."""
     role = role or role_of(name)
-    if role is None:
+    if role is not None:
+        split = Split(run.run_id, name, role, fold)
+        _take(run, split, hash_split(split, data))
+
+
+def compare_folds(run: Run, data: Any, folds: Sequence[tuple[Any, Any]]) -> None:
+    """The same of the two parts of each fold, which are rows of the same data: it is read once."""
+    parts = [
+        Split(run.run_id, name, role, fold)
+        for fold in range(len(folds))
+        for name, role in (("train", "training"), ("test", "evaluation"))
+    ]
+    try:
+        hashes = hash_parts(data, itertools.chain.from_iterable(folds))
+    except Exception as error:
+        for split in parts:
+            split.document = _why_not(error)
+            _take(run, split, None)
         return
-    split = Split(run.run_id, name, role, fold)
-    hashes, root = hash_split(split, data), _root_of(run)
+    for split, found in zip(parts, hashes, strict=True):
+        _take(run, split, _described(split, found))
+
+
+def _take(run: Run, split: Split, hashes: RowHashes | None) -> None:
+    root, fold = _root_of(run), split.fold
     stands_alone = fold is not None or run.kind in ("fold", "candidate")
     with _lock:
         family = _families.setdefault(run.root_id, Family())
@@ -269,9 +297,9 @@ def compare(run: Run, data: Any, name: str, role: str | None, fold: int | None) 
         found = family.add(split, hashes)
         across = [] if stands_alone or hashes is None else family.look_across(split)
         _make_room()
-        document = family.document(run.run_id, across=run is root)
+        document = family.document(run.run_id, fold, across=run is root)
         of_root = family.document(root.run_id, across=True)
-    run.log_provenance("splits", document)
+    run.log_provenance("splits" if fold is None else f"splits.fold-{fold}", document)
     for overlap in found:
         if overlap.finding == "overlap":
             run.event("warning", overlap.message(), level="warning", data=overlap.evidence)
@@ -286,21 +314,25 @@ def compare(run: Run, data: Any, name: str, role: str | None, fold: int | None) 
 def hash_split(split: Split, data: Any) -> RowHashes | None:
     """Hash the rows of a split, and note in it what is known of them, or why nothing is."""
     try:
-        hashes = hash_rows(data)
-    except NotHashed as error:
-        split.document = {"missing": str(error)}
+        return _described(split, hash_rows(data))
     except Exception as error:
-        split.document = missing(error)
-    else:
-        split.rows = hashes.rows
-        split.document = {
-            "rows": hashes.rows,
-            "distinct": hashes.distinct,
-            "duplicates": hashes.rows - hashes.distinct,
-            "counted": "exact" if hashes.is_exact else "estimated",
-        }
-        return hashes
-    return None
+        split.document = _why_not(error)
+        return None
+
+
+def _described(split: Split, hashes: RowHashes) -> RowHashes:
+    split.rows = hashes.rows
+    split.document = {
+        "rows": hashes.rows,
+        "distinct": hashes.distinct,
+        "duplicates": hashes.rows - hashes.distinct,
+        "counted": "exact" if hashes.is_exact else "estimated",
+    }
+    return hashes
+
+
+def _why_not(error: Exception) -> dict[str, Any]:
+    return {"missing": str(error)} if isinstance(error, NotHashed) else missing(error)
 
 
 def _make_room() -> None:

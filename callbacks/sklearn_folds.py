@@ -1,0 +1,79 @@
+"""The parts of folds, looked through for rows that they have in common.
+
+Knows runs, and how a search asks a splitter for its folds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tachograph.callbacks.sklearn_facts import shape
+from tachograph.callbacks.sklearn_place import Place, guard
+from tachograph.run import Run
+
+_MOST_VALUES = 8 << 20
+_MOST_FOLDS = 64  # each is a document
+
+
+def is_small(X: Any) -> bool:
+    """Whether there are few enough values to look at them fold by fold."""
+    rows, columns = shape(X)
+    return (rows or 0) * (columns or 1) <= _MOST_VALUES
+
+
+def compare_fold(place: Place, X: Any, name: str) -> None:
+    """Look for rows of one part of a fold in the other; not of large ones, which would be kept.
+
+    Of a search `WatchedFolds` has seen all parts. Of very many folds, as where each row is left
+    out once, the first ones are looked at.
+    """
+    context = place.context or {}
+    if "step" in context or place.run.kind == "candidate" or not is_small(X):
+        return
+    if context.get("fold", _MOST_FOLDS) < _MOST_FOLDS:
+        place.run.compare_rows(X, name, fold=context["fold"])
+
+
+class WatchedFolds:
+    """Stands before a splitter while a search asks for its folds, and compares their parts.
+
+    Each fold comes from the splitter itself, once. So all parts are seen here, in one process,
+    however they are fitted and scored.
+
+    Parameters
+    ----------
+    splitter : cross-validation splitter
+    run : Run
+        Of the search.
+    """
+
+    def __init__(self, splitter: Any, run: Run) -> None:
+        self._splitter, self._run = splitter, run
+
+    def get_n_splits(self, *args: Any, **kwargs: Any) -> int:
+        """How many folds there are."""
+        return int(self._splitter.get_n_splits(*args, **kwargs))
+
+    def split(self, X: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """The folds of the splitter."""
+        seen = []
+        for fold in self._splitter.split(X, *args, **kwargs):
+            if len(seen) < _MOST_FOLDS:
+                seen.append(fold)
+            yield fold
+        with guard(self._run, "folds"):
+            if is_small(X):
+                self._run.compare_folds(X, [(train, test) for train, test in seen])
+
+
+def splitter_of(evaluate: Callable[..., Any], estimator: Any) -> Any:
+    """What a search splits by where it is not told otherwise; None where that is not to be known.
+
+    Before scikit-learn 1.9 only the function by which it evaluates candidates knows.
+    """
+    if "cv" not in inspect.signature(evaluate).parameters:
+        return None
+    known = getattr(estimator, "_checked_cv_orig", None)
+    return known or inspect.getclosurevars(evaluate).nonlocals.get("cv_orig")
