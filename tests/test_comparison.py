@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tachograph.backends.memory import MemoryBackend
-from tachograph.comparing.causes import AREAS
+from tachograph.comparing.causes import AREAS, facts_of
 from tachograph.comparing.comparison import compare, diff
+from tachograph.comparing.notebooks import told_alike
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.testing.builders import make_batch, make_block
@@ -163,3 +164,42 @@ def test_unknown_run_is_an_error(store: Store) -> None:
     """A run that is not there is named."""
     with pytest.raises(RunNotFound, match="run-x"):
         compare(store, ["run-a", "run-x"])
+
+
+def test_a_notebook_and_the_script_of_its_cells_have_the_same_code() -> None:
+    """Whichever comes first; where the script was changed, it is one file of another content."""
+    cells = {"cells": [{"source": "x = 1"}], "script": {"sha256": "c1"}}
+    entry = {"missing": "see notebook", "started_by": "notebook"}
+    helper = {"project/helper.py": {"sha256": "h"}}
+    notebook = {
+        "notebook": cells,
+        "source": {"entry": entry, "files": helper},
+        "argv": {"argv": ["ipykernel_launcher.py", "-f", "kernel.json"]},
+    }
+    files = helper | {"project/notebook.py": {"sha256": "c1"}}
+    script = {
+        "source": {"entry": {"file": "project/notebook.py"}, "files": files},
+        "argv": {"argv": ["notebook.py"], "started_by": "script"},
+    }
+    facts = [facts_of(documents) for documents in told_alike(notebook, script)]
+    assert facts[0] == facts[1]
+    files["project/notebook.py"] = {"sha256": "c2"}
+    facts = [facts_of(documents) for documents in told_alike(script, notebook)]
+    assert {path for area, path in facts[0] if facts[0][area, path] != facts[1][area, path]} == {
+        "source.files.project/notebook.py.sha256"
+    }
+
+
+def test_a_config_file_is_what_is_in_it_wherever_it_lay() -> None:
+    """Hydra writes it into a folder that is named by the time."""
+    facts = facts_of(
+        {
+            "arguments": {
+                "files": [
+                    {"artifact": "config/a.yaml", "path": "/out/05-31/a.yaml", "sha256": "a"}
+                ],
+                "hydra": {"output_directory": "/out/05-31", "overrides": []},
+            }
+        }
+    )
+    assert facts == {("configuration", "arguments.files.config/a.yaml"): "a"}

@@ -45,6 +45,15 @@ def test_variables_stay_where_none_were_recorded(
     assert found["MKL_CBWR"] == "AVX2"
 
 
+def test_a_seed_that_the_program_has_set_itself_is_not_set_for_it(tmp_path: Path) -> None:
+    """As Lightning does; one that was there when the run began is part of what it was given."""
+    known = {"variables": {"PL_GLOBAL_SEED": "3"}}
+    for at_start, given in (({}, False), ({"PL_GLOBAL_SEED": "3"}, True)):
+        seeds = {"environment": at_start}
+        found = plan(tmp_path, ["train.py"], 0, environment=known, seeds=seeds).environment
+        assert ("PL_GLOBAL_SEED" in found) == given
+
+
 @pytest.mark.parametrize("version", ["/tmp/evil", "--no-index", "3.11 x", "3"])
 def test_what_is_no_version_of_python_names_no_interpreter(version: str) -> None:
     """As uv would start the program that it is the path of."""

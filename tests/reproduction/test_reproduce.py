@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -150,12 +151,15 @@ def test_a_run_that_was_stopped_is_not_blamed_for_what_it_lacks(laboratory: Labo
 
 
 def test_a_program_that_records_nothing_is_an_error(laboratory: Laboratory) -> None:
-    """It names the status and the folder."""
-    laboratory.write("train.py", LOOP)
+    """It names the status and the folder, and files that are not in the restored code."""
+    laboratory.write("train.py", "open('rows.csv')\n" + LOOP)
+    laboratory.write("rows.csv", "")
     original = laboratory.run("train.py")
     empty = laboratory.changed("train.py", LOOP, "raise SystemExit(7)")
-    with pytest.raises(StoreError, match=r"status 7 .* it ran in"):
+    with pytest.raises(StoreError, match=r"status 7 .* it ran in .*/project$"):
         laboratory.reproduce(original, code=empty)
+    with pytest.raises(StoreError, match=r"holds rows\.csv: --link"):
+        laboratory.reproduce(original)
 
 
 def test_of_several_runs_of_a_process_the_same_one_is_compared(laboratory: Laboratory) -> None:
@@ -318,7 +322,13 @@ def test_data_that_was_recorded_or_is_named_is_reached(laboratory: Laboratory) -
 def test_nothing_runs_unless_somebody_agrees(
     laboratory: Laboratory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command is shown first; without a person to ask, --yes is needed."""
+    """The command is shown first; without a person to ask, --yes is needed.
+
+    A temporary folder stays only where there is something to see in it.
+    """
+    temporary = laboratory.folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     laboratory.write("train.py", LOOP + f"open({str(laboratory.folder / 'ran')!r}, 'a').write('x')")
     original = laboratory.run("train.py")
     words = ["reproduce", original, "--here", "--store", laboratory.url]
@@ -329,6 +339,7 @@ def test_nothing_runs_unless_somebody_agrees(
     assert (laboratory.folder / "ran").read_text() == "x"
     assert command([*words, "--yes"]) == 0
     assert (laboratory.folder / "ran").read_text() == "xx"
+    assert not list(temporary.iterdir())
     assert "exact: all 20 points of 1 metric are the same bit for bit" in capsys.readouterr().out
 
 
@@ -367,7 +378,10 @@ def test_the_command_prints_json_and_its_status_tells(
     found = json.loads(capfd.readouterr().out)
     assert (found["verdict"], found["of"]) == (DIFFERENT, original)
     assert found["cause"]["path"] == "argv.seeds"
-    assert command([*words, "--", "--seed", "9"]) == 1
+    assert Path(found["folder"], "project/train.py").exists()
+    shutil.rmtree(found["folder"])
+    folder = str(laboratory.folder / "kept")
+    assert command([*words, "--folder", folder, "--", "--seed", "9"]) == 1
     output = capfd.readouterr().out
     assert "first apart" in output
     assert "first cause" in output

@@ -11,11 +11,20 @@ import pytest
 
 import tachograph
 from tachograph.reproduction.evidence import gather
-from tachograph.reproduction.verdict import DIFFERENT, EXACT, FAILED, STATISTICAL, Verdict, judge
+from tachograph.reproduction.matching import has_data
+from tachograph.reproduction.verdict import (
+    DIFFERENT,
+    EXACT,
+    FAILED,
+    STATISTICAL,
+    Change,
+    Verdict,
+    judge,
+)
 from tachograph.run import Run
 
 Record = Callable[[Run], None]
-Judge = Callable[[Record, Record], Verdict]
+Judge = Callable[..., Verdict]
 
 
 @pytest.fixture
@@ -34,12 +43,13 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         run.finish()
         return run.run_id
 
-    def judge_both(first: Record, second: Record) -> Verdict:
+    def judge_both(first: Record, second: Record, *changes: Change) -> Verdict:
         url = next(stores)  # so that the runs of another call are not of the same group
         monkeypatch.setenv("TACHOGRAPH_BACKEND", url)
         ids = record(first), record(second)
         with tachograph.open(url) as store:
-            return judge(store, *ids, gather(store, *ids), [])
+            known = has_data(store, ids[0])
+            return judge(store, *ids, gather(store, *ids), changes, is_data_known=known)
 
     return judge_both
 
@@ -62,6 +72,40 @@ def together(*records: Record) -> Record:
             record(run)
 
     return write
+
+
+UNSEEDED = Change("seed", "seeds.numpy.state", "aa", "bb")
+OWN = Change("seed", "seeds.generators.main.rng.state", "aa", "bb")
+DATA = Change("data", "data.train.digest", "aa", "bb")
+RATE = Change("configuration", "params.rate", 0.1, 0.2)
+SEED = Change("seed", "params.seed", 1, 2)
+GIVEN = Change("configuration", "argv.arguments", [], ["-v"])
+NO_CAUSE = Change("other", "git.dirty", False, True)
+
+
+def test_the_first_cause_is_what_nothing_else_explains(judged: Judge) -> None:
+    """A generator that nobody seeds is in another state each time: named in no one's place."""
+    found = [NO_CAUSE, UNSEEDED, RATE, OWN, DATA, SEED, GIVEN]
+    verdict = judged(points(1.0), points(2.0), *found)
+    assert verdict.changes == [GIVEN, SEED, OWN, DATA, RATE, UNSEEDED, NO_CAUSE]
+    assert (verdict.cause, verdict.doubt) == (GIVEN, None)
+
+
+@pytest.mark.parametrize("has_recorded_data", [False, True])
+def test_a_cause_in_doubt_is_said_to_be_in_doubt(judged: Judge, has_recorded_data: bool) -> None:
+    """With what is not recorded, and may be the cause as well."""
+
+    def write(run: Run) -> None:
+        points(1.0)(run)
+        if has_recorded_data:
+            run.log_data([1, 2], "train")
+
+    verdict = judged(write, points(2.0), UNSEEDED, NO_CAUSE)
+    assert verdict.doubt is not None
+    assert "perhaps numpy" in verdict.doubt
+    assert ("data" in verdict.doubt) != has_recorded_data
+    assert "nothing that was recorded" in str(judged(write, points(2.0), NO_CAUSE).doubt)
+    assert judged(write, write, UNSEEDED).doubt is None
 
 
 INF, NAN = float("inf"), float("nan")

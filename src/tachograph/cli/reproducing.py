@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +26,16 @@ from tachograph.cli.render import (
     shown,
     visible,
 )
-from tachograph.errors import QueryError, TachographError
+from tachograph.errors import QueryError
 from tachograph.reproduction.evidence import Departure
-from tachograph.reproduction.reproduce import Prepared, Wishes, fetch, prepare, run_again
+from tachograph.reproduction.reproduce import (
+    NothingRecorded,
+    Prepared,
+    Wishes,
+    fetch,
+    prepare,
+    run_again,
+)
 from tachograph.reproduction.verdict import (
     DIFFERENT,
     EXACT,
@@ -74,9 +81,17 @@ def reproduce(
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="Restore the code there; new or empty. By default a new temporary folder.",
+            help="Restore the code there; new or empty. By default a temporary folder, which is "
+            "removed where the results are exact.",
         ),
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the temporary folder though the results are the same bit for bit.",
+        ),
+    ] = False,
     code: Annotated[
         Path | None,
         typer.Option(
@@ -129,34 +144,45 @@ def reproduce(
         link=link or (),
         tolerance=tolerance,
     )
-    with open_for_reading(store) as opened:
-        with _tidied(wishes.folder):
+    with _tidied(None if folder else wishes.folder) as tidy_up:
+        with open_for_reading(store) as opened:
             prepared = prepare(opened, run, wishes)
+            if not as_json:
+                _print_plan(prepared)
+        if not yes:
+            _ask()
+        known, prepared = _rows(prepared), fetch(prepared)
         if not as_json:
-            _print_plan(prepared)
-    if not yes:
-        _ask(None if folder else wishes.folder)
-    known, prepared = _rows(prepared), fetch(prepared)
-    if not as_json:
-        _print_rows(row for row in _rows(prepared) if row not in known)
-    # What the program prints is no part of the document.
-    verdict = run_again(prepared, output=_STDERR if as_json else None)
+            _print_rows(row for row in _rows(prepared) if row not in known)
+        # What the program prints is no part of the document.
+        verdict = run_again(prepared, output=_STDERR if as_json else None)
+        if verdict.verdict == EXACT and not keep:
+            tidy_up()
     if as_json:
-        print_json(verdict.document() | {"run_id": verdict.reproduction})
+        stands = str(wishes.folder.absolute()) if wishes.folder.exists() else None
+        print_json(verdict.document() | {"run_id": verdict.reproduction, "folder": stands})
     else:
         _print_verdict(verdict)
+        if wishes.folder.exists():
+            _line("kept in ", str(wishes.folder))
     if verdict.verdict not in (EXACT, STATISTICAL):
         raise typer.Exit(1)
 
 
 @contextlib.contextmanager
-def _tidied(folder: Path) -> Iterator[None]:
-    """Without an empty folder where nothing comes of it."""
+def _tidied(temporary: Path | None) -> Iterator[Callable[[], None]]:
+    """Give what takes the temporary folder away; where nothing was run in it, that is done."""
+
+    def tidy_up() -> None:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     try:
-        yield
-    except TachographError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        yield tidy_up
+    except NothingRecorded:  # somebody will look there for the reason
+        raise
+    except BaseException:
+        tidy_up()
         raise
 
 
@@ -170,16 +196,11 @@ def _variables(given: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _ask(temporary: Path | None) -> None:
-    """Go on only if somebody agrees; else take away what was restored for nothing."""
-    agreed = False
-    try:
-        if not sys.stdin.isatty():
-            raise QueryError("nobody is there to ask: --yes runs the command that is shown above")
-        agreed = typer.confirm("Run it?", abort=True)
-    finally:
-        if temporary is not None and not agreed:
-            shutil.rmtree(temporary, ignore_errors=True)
+def _ask() -> None:
+    """Go on only if somebody agrees."""
+    if not sys.stdin.isatty():
+        raise QueryError("nobody is there to ask: --yes runs the command that is shown above")
+    typer.confirm("Run it?", abort=True)
 
 
 # ---------------------------------------------------------------------------- the page
@@ -243,8 +264,10 @@ def _print_verdict(verdict: Verdict) -> None:
 
 def _cause(verdict: Verdict) -> str:
     cause = verdict.cause
+    if verdict.doubt:
+        return f"not known: {verdict.doubt}"
     if cause is None:
-        return "not known: nothing that was recorded differs"
+        return "none"
     if cause.area == "code" and verdict.changed_line is not None:
         return f"code: {verdict.changed_line}"
     return f"{cause.area}: {cause.path}: {_value(cause.first)} -> {_value(cause.second)}"
@@ -291,9 +314,11 @@ def _print_finals(verdict: Verdict) -> None:
 
 
 def _print_changes(verdict: Verdict) -> None:
-    if not verdict.changes:
+    is_exact = verdict.verdict == EXACT  # then no state of a generator has mattered
+    changes = [change for change in verdict.changes if not (is_exact and change.generator)]
+    if not changes:
         return
-    order = "" if verdict.verdict == EXACT else ", the likeliest cause first"
+    order = "" if is_exact else ", the likeliest cause first"
     section(f"What differs in where they come from{order}")
     rows = [
         {
@@ -302,10 +327,10 @@ def _print_changes(verdict: Verdict) -> None:
             "original": _visible(_value(change.first)),
             "reproduction": _visible(_value(change.second)),
         }
-        for change in verdict.changes[:_SHOWN]
+        for change in changes[:_SHOWN]
     ]
     print_table(rows, list(rows[0]))
-    more = len(verdict.changes) - _SHOWN
+    more = len(changes) - _SHOWN
     if more > 0:
         text = f"{more} more; tachograph diff {short_id(verdict.original)}"
         console().print(f"{text} {short_id(verdict.reproduction)} shows all", style="dim")

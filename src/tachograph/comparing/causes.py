@@ -29,8 +29,10 @@ Fact = tuple[str, ...]
 """Area and dotted path."""
 
 _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, where a thing lies
-    r"hardware\.disk\.free_bytes|arguments\.parsed|seeding\.runs_since"
+    r"hardware\.disk\.free_bytes|seeding\.runs_since"
+    r"|arguments\.(parsed|hydra\.(output_(sub)?directory|working_directory))"
     r"|git\.(root|folder|branch|describe|upstream|ahead|remote|shallow|author|changed.*|untracked.*)"
+    r"|git\.submodules\..*\.(branch|remote)|splits\.splits\..*\.(missing|role)"
     r"|source\.(archive\..*|digest|trees\..*\.(root|branch|upstream|ahead|remote|shallow|patch.*))"
     r"|source\.(files\..*\.(bytes|state|modified_since_start)|python_path)"
     r"|python\.(executable|prefix|base_prefix)|packages\.origins\.tachograph\..*"
@@ -42,6 +44,7 @@ _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, wher
     r"|(outcome|pipeline|reproduction)(\..*)?"
 )
 _FILE = re.compile(r"^diff --git a/.* b/(.*)$", re.MULTILINE)
+_NOTHING: tuple[Any, ...] = ({}, [])  # that there is none is told in no other way elsewhere
 _LONG = 200  # characters; a longer text is named by its digest
 
 
@@ -49,9 +52,9 @@ def facts_of(documents: Mapping[str, Any]) -> dict[Fact, Any]:
     """The facts in documents (section to document) that can be a cause."""
     facts: dict[Fact, Any] = {}
     for section, document in documents.items():
-        flat = _argv(document) if section == "argv" else _flat(section, document)
+        flat = _FLAT.get(section, _flat)(section, document)
         for path, value in flat.items():
-            if not _NO_CAUSE.fullmatch(path):
+            if not (_NO_CAUSE.fullmatch(path) or value in _NOTHING):
                 facts[_area(path), path] = value
     return facts
 
@@ -97,7 +100,7 @@ def place(fact: Fact) -> tuple[Any, ...]:
 
 
 def _area(path: str) -> str:
-    if path == "argv.seeds":
+    if path.startswith(("argv.seeds", "optuna.random_state")):
         return "seed"
     head = path.partition(".")[0]
     return next((area for area, sections in AREAS.items() if head in sections), "other")
@@ -106,16 +109,29 @@ def _area(path: str) -> str:
 # ---------------------------------------------------------------------------- flat documents
 
 
-def _argv(document: Any) -> dict[str, Any]:
+def _argv(section: str, document: Any) -> dict[str, Any]:
     """What the program was given; how Python was called is no cause where it comes to the same."""
     if not isinstance(document, Mapping) or "missing" in document:
-        return _flat("argv", document)
+        return _flat(section, document)
     by_text = document.get("started_by") == "command"  # the code is in the command
     words = list(document.get("original_argv" if by_text else "argv") or [])[1:]
     given = list(without_seeds(words))
     facts = {"arguments": given, "seeds": None if given == words else words}
     facts |= {name: document.get(name) for name in ("started_by", "entry", "working_directory")}
-    return {f"argv.{name}": value for name, value in facts.items() if value is not None}
+    return {f"{section}.{name}": value for name, value in facts.items() if value is not None}
+
+
+def _arguments(section: str, document: Any) -> dict[str, Any]:
+    """What parsers made of them; a file that was given by what is in it, not by where it lay."""
+    files = document.get("files") if isinstance(document, Mapping) else None
+    if not isinstance(files, list):
+        return _flat(section, document)
+    found = {
+        str(file.get("artifact") or file.get("path")): file.get("sha256")
+        for file in files
+        if isinstance(file, Mapping)
+    }
+    return _flat(section, {**document, "files": found})
 
 
 def _flat(section: str, document: Any) -> dict[str, Any]:
@@ -176,3 +192,6 @@ def _short(value: Any) -> Any:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+
+
+_FLAT = {"argv": _argv, "arguments": _arguments}

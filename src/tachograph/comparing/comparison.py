@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tachograph.comparing.causes import facts_of, facts_of_params, place, sorted_out
+from tachograph.comparing.notebooks import told_alike
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
 from tachograph.table import Table
@@ -144,7 +145,7 @@ def changes(
         As `Difference.changes`.
     """
     first, second = records
-    documents = [first.provenance, translate(second.provenance)]
+    documents = told_alike(first.provenance, translate(second.provenance))
     params = [first.params, translate(second.params)]
     facts = [
         facts_of(found) | facts_of_params(own) for found, own in zip(documents, params, strict=True)

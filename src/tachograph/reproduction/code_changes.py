@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from tachograph.errors import StoreError
+from tachograph.provenance.source import TOTAL_BYTES
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
 from tachograph.restoring.sources import read_archive
@@ -20,6 +21,10 @@ def first_changed_line(store: Store, first: RunRecord, second: RunRecord) -> str
     ``project/model.py, line 3: 'WIDTH = 8' -> 'WIDTH = 16'``
     """
     files = _files(store, first), _files(store, second)
+    cells = _cells(store, first)
+    if cells is not None:  # they ran again as a script, that of the second run
+        key = (second.provenance.get("source", {}).get("entry") or {}).get("file")
+        files = {**files[0], str(key): cells}, files[1]
     for key in sorted(files[0].keys() & files[1].keys()):
         if files[0][key] != files[1][key]:
             return f"{key}, {_line(files[0][key], files[1][key])}"
@@ -37,6 +42,18 @@ def _files(store: Store, record: RunRecord) -> Mapping[str, bytes]:
     except StoreError:
         return {}
     return {key: member.content for key, member in members.items()}
+
+
+def _cells(store: Store, record: RunRecord) -> bytes | None:
+    """The cells of a notebook as a script."""
+    script = record.provenance.get("notebook", {}).get("script") or {}
+    if "sha256" not in script:
+        return None
+    try:
+        with store.open_artifact(script["sha256"]) as stream:
+            return bytes(stream.read(TOTAL_BYTES))
+    except StoreError:
+        return None
 
 
 def _line(first: bytes, second: bytes) -> str:

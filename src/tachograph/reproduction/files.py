@@ -41,6 +41,22 @@ def not_there(documents: Documents, places: Places) -> Iterator[str]:
             yield f"the argument {value} names what was not kept; --link reaches it: {path}"
 
 
+def left_behind(documents: Documents, places: Places) -> list[str]:
+    """Files and folders at the top of the original project that the restored one lacks."""
+    root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
+    if not root:
+        return []
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [
+        name
+        for name in names
+        if not name.startswith((".", "__")) and not os.path.lexists(places.now(f"{root}/{name}"))
+    ]
+
+
 def link_data(documents: Documents, places: Places, wanted: Sequence[str], top: Path) -> list[str]:
     """Make data that was left in the original project reachable from the restored one."""
     root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")

@@ -27,6 +27,7 @@ _OF_THE_PLACE = re.compile(  # what says where a process runs, and not how it co
     r"|(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|LD_(PRELOAD|LIBRARY_PATH)|DYLD_.*"
 )
 
+_SET_BY_LIGHTNING = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS"}
 _NO_TEXT = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
@@ -170,8 +171,12 @@ def _variables(documents: Documents) -> tuple[dict[str, str | None], list[str]]:
     """Variables that make the environment what it was, and names of what cannot be had again."""
     known = documents.get("environment", {}).get("variables")
     recorded = dict(known or {})
-    if documents.get("seeds", {}).get("hash_randomization"):
+    seeds = documents.get("seeds", {})
+    if seeds.get("hash_randomization"):
         recorded.pop("PYTHONHASHSEED", None)  # set by the program itself, too late for its own hash
+    if "environment" in seeds:
+        for name in _SET_BY_LIGHTNING - seeds["environment"].keys():
+            recorded.pop(name, None)  # after the run had begun
     now = redact_environment(dict(os.environ))
     if known is None:
         now = {}  # what was set then is not known, so what is set now stays

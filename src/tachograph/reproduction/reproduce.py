@@ -23,8 +23,8 @@ from tachograph.records import uuid7
 from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
 from tachograph.reproduction.evidence import gather
-from tachograph.reproduction.files import link_data, make_folder, not_there
-from tachograph.reproduction.matching import SECTION, counterpart, reproductions
+from tachograph.reproduction.files import left_behind, link_data, make_folder, not_there
+from tachograph.reproduction.matching import SECTION, counterpart, has_data, reproductions
 from tachograph.reproduction.places import Places
 from tachograph.reproduction.plan import Plan, make_plan
 from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
@@ -32,7 +32,12 @@ from tachograph.restoring.restore import command_of, restore_run
 from tachograph.restoring.sources import Restored, new_folder
 from tachograph.security.redaction import redact_argv
 
+_NAMED = 3  # files that may be missing
 _SHARED_PREFIXES = ("/", "/usr", "/usr/local")  # where more lies than Python
+
+
+class NothingRecorded(StoreError):
+    """A command was run, and recorded no run that could be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +199,10 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
 
     Raises
     ------
+    NothingRecorded
+        The command ended without a run that stands for the original.
     StoreError
-        The environment cannot be made, the command not started, or no run was recorded.
+        The environment cannot be made, or the command not started.
     """
     prepared = fetch(prepared)
     if prepared.environment == "made":
@@ -210,10 +217,7 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
         ]
         again = counterpart(store, original, new, redact_argv(plan.words))
         if again is None:
-            raise StoreError(
-                f"the command ended with status {status} before it had recorded a run like"
-                f" {original}; it ran in {plan.folder}"
-            )
+            raise NothingRecorded(_nothing(prepared, status))
         with _readable(original):
             verdict = _compare(store, original, again, prepared)
         about = {
@@ -228,6 +232,21 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
         if name := store.row(again)["name"]:  # so that the name still means the original
             store.update(again, name=f"{name} (reproduction)")
     return verdict
+
+
+def _nothing(prepared: Prepared, status: int) -> str:
+    """That no run came of it, with files of the original project that it may have wanted."""
+    plan, original = prepared.plan, prepared.record
+    text = (
+        f"the command ended with status {status} before it had recorded a run like"
+        f" {original.run_id}; it ran in {plan.folder}"
+    )
+    lacks = left_behind(original.provenance, plan.places) if prepared.wishes.code is None else []
+    if not lacks:
+        return text
+    more = f" and {len(lacks) - _NAMED} more" if len(lacks) > _NAMED else ""
+    names = f"{', '.join(lacks[:_NAMED])}{more}"
+    return f"{text}. No commit and no archive holds {names}: --link NAME reaches one"
 
 
 def _run(plan: Plan, output: int | None) -> int:
@@ -250,7 +269,9 @@ def _compare(store: Store, original: str, again: str, prepared: Prepared) -> Ver
     changes = [Change(**row) for row in table]
     line = first_changed_line(store, *records) if any(c.area == "code" for c in changes) else None
     evidence = gather(store, original, again)
-    return judge(store, original, again, evidence, changes, prepared.wishes.tolerance, line)
+    tolerance = prepared.wishes.tolerance
+    known = has_data(store, original)
+    return judge(store, original, again, evidence, changes, tolerance, line, known)
 
 
 # ---------------------------------------------------------------------------- the code

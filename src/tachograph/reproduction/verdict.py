@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ LEAST_RUNS = 3
 
 _NAMED = 20  # of each kind, in the document
 _FEW = 3  # outcomes, in a sentence
+_STATE = re.compile(r"seeds\.(?!generators\.)([^.]+)\.(.*state.*|initial_seed)")  # of a library
 _FAILURES = ("failed", "interrupted", "lost", "running")
 
 
@@ -52,6 +54,28 @@ class Change:
     def is_param(self) -> bool:
         """Whether it is a parameter, as the program or its framework has told it."""
         return self.path.startswith("params.")
+
+    @property
+    def generator(self) -> str | None:
+        """The library whose generator began in another state, such as ``numpy``."""
+        found = _STATE.fullmatch(self.path)
+        return found[1] if found else None
+
+    @property
+    def rank(self) -> int:
+        """How far from the beginning it lies, if it is a cause: what has the lowest was first.
+
+        How the runs ended, where nothing else sets them apart; then code, arguments, and seeds,
+        which follow from nothing else; then data and environment. Other parameters come after
+        these, because the same code may have got them from there. The generator of a library
+        is last: it is in another state in each process that does not seed it, used or not.
+        """
+        if self.area == "other":
+            return 7
+        seeds = self.is_param and self.area == "seed"
+        last = 6 if self.generator else 5 if self.is_param else 4
+        order = (self.area == ENDING, self.area == "code", self.is_given, seeds)
+        return order.index(True) if any(order) else last
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +121,8 @@ class Verdict:
         The runs that the spread comes from.
     changed_line : str or None
         The first line of code that differs.
+    is_data_known : bool
+        Whether there is a record of the original's data.
     """
 
     verdict: str
@@ -108,6 +134,7 @@ class Verdict:
     changes: list[Change]
     group: list[str]
     changed_line: str | None = None
+    is_data_known: bool = True
 
     @property
     def departure(self) -> Departure | None:
@@ -116,24 +143,24 @@ class Verdict:
 
     @property
     def cause(self) -> Change | None:
-        """What most likely explains that they part; None where nothing that counts differs.
-
-        How the runs ended, where nothing else sets them apart. Else what was there first: code,
-        then arguments, then data and environment. Parameters come last, because the same code has
-        got other values only through one of these.
-        """
-        known = [change for change in self.changes if change.area != "other"]
-        if self.verdict == EXACT or not known:
+        """What most likely explains that they part; None where nothing that counts differs."""
+        first = self.changes[0] if self.changes else None
+        if self.verdict == EXACT or first is None or first.area == "other":
             return None
-        order = (ENDING, "code")
-        return min(
-            known,
-            key=lambda change: (
-                order.index(change.area) if change.area in order else len(order),
-                not change.is_given,
-                change.is_param,
-            ),
-        )
+        return first
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the cause may be another one, or is not known; None where there is no doubt."""
+        cause = self.cause
+        if self.verdict == EXACT or (cause and cause.generator is None):
+            return None
+        found = dict.fromkeys(change.generator for change in self.changes if change.generator)
+        if names := [name for name in found if name]:
+            why = f"perhaps {' and '.join(names)}, which began in another state"
+        else:
+            why = "nothing that was recorded differs"
+        return why if self.is_data_known else f"{why}; what data was used is not recorded"
 
     def document(self) -> dict[str, Any]:
         """What the record keeps of it, under the section `reproduction`."""
@@ -151,6 +178,7 @@ class Verdict:
             "first_departure": None if self.departure is None else _plain(self.departure),
             "finals": [_plain(final) for final in self.finals[:_NAMED]],
             "cause": None if self.cause is None else _plain(self.cause),
+            "doubt": self.doubt,
             "changed_line": self.changed_line,
             "changes": [_plain(change) for change in self.changes[:_NAMED]],
             "group": self.group,
@@ -169,6 +197,7 @@ def judge(
     changes: Sequence[Change],
     tolerance: float = TOLERANCE,
     changed_line: str | None = None,
+    is_data_known: bool = True,
 ) -> Verdict:
     """Say what the evidence means.
 
@@ -184,6 +213,7 @@ def judge(
     tolerance : float, default 1e-6
         See `TOLERANCE`.
     changed_line : str, optional
+    is_data_known : bool, default True
         See `Verdict`.
     """
     group = _group(store, original)
@@ -199,9 +229,10 @@ def judge(
         reason,
         evidence,
         finals,
-        [*changes],
+        sorted(changes, key=lambda change: change.rank),
         group,
         changed_line,
+        is_data_known,
     )
 
 
@@ -232,7 +263,7 @@ def _decide(
         return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
     if why := _beyond_metrics(evidence, finals, tolerance):
         return DIFFERENT, why
-    return STATISTICAL, _nearly(finals)
+    return STATISTICAL, _nearly(finals, evidence)
 
 
 def _went_on(ends: Sequence[str], evidence: Evidence) -> bool:
@@ -274,12 +305,14 @@ def _exactly(evidence: Evidence) -> str:
     return "; ".join([f"{' and '.join([*words, *things])} {are} the same bit for bit", *rest])
 
 
-def _nearly(finals: Sequence[Final]) -> str:
+def _nearly(finals: Sequence[Final], evidence: Evidence) -> str:
     if not finals:
         return "every metric is the same bit for bit; what the training made is not"
+    within = "the tolerance"
     if any(final.spread for final in finals):
-        return "every metric ends within the spread of the group's runs, or the tolerance"
-    return "every metric ends within the tolerance"
+        within = "the spread of the group's runs, or the tolerance"
+    same = f"{evidence.equal_points:,} of {evidence.points:,} points"
+    return f"every metric ends within {within}; {same} come before the curves part"
 
 
 # ---------------------------------------------------------------------------- last values
