@@ -58,7 +58,7 @@ class WatchedFolds:
 
     def split(self, X: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """The folds of the splitter."""
-        seen = []
+        seen: list[Any] = []
         for fold in self._splitter.split(X, *args, **kwargs):
             if len(seen) < _MOST_FOLDS:
                 seen.append(fold)

@@ -66,17 +66,20 @@ def test_collecting_imports_the_standard_library_only(tmp_path: Path) -> None:
 def test_how_python_was_started_is_told(tmp_path: Path) -> None:
     """A script, a module, a command, standard input, and under pytest."""
     show = SHOW.format("argv")
-    (tmp_path / "train.py").write_text(show)
+    moving = "import os\nos.makedirs('out', exist_ok=True)\nos.chdir('out')\n" + show
+    (tmp_path / "train.py").write_text(moving)
     script = told("argv", "train.py", "--token", "planted", "--lr=0.1", folder=tmp_path)
     assert (script["started_by"], script["entry"]) == ("script", str(tmp_path / "train.py"))
     assert script["argv"] == ["train.py", "--token", "[redacted]", "--lr=0.1"]
     assert "planted" not in str(script)
-    assert script["working_directory"] == str(tmp_path)
+    started, moved = str(tmp_path), str(tmp_path / "out")
+    assert (script["working_directory"], script["moved_to"]) == (started, moved)
 
     package = tmp_path / "model"
     package.mkdir()
-    (package / "__main__.py").write_text(show)
+    (package / "__main__.py").write_text(moving)
     module = told("argv", "-m", "model", folder=tmp_path)
+    assert (module["working_directory"], module["moved_to"]) == (started, moved)
     assert (module["started_by"], module["entry"]) == ("module", "model")
     assert module["command"].endswith(" -m model")
     assert told("argv", "-c", show, folder=tmp_path)["started_by"] == "command"

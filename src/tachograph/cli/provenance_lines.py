@@ -36,7 +36,8 @@ def code(documents: Documents) -> Lines:
     entry = get(source, "entry")
     yield "command", str(argv.get("command") or argv.get("missing") or "not recorded")
     if place := argv.get("working_directory"):
-        yield "stood in", str(place)
+        moved = f", then in {argv['moved_to']}" if argv.get("moved_to") else ""
+        yield "stood in", f"{place}{moved}"
     if program := entry.get("module") or entry.get("file") or entry.get("missing"):
         yield "program", str(program)
     if why := source.get("missing"):

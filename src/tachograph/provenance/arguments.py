@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tachograph.provenance import Document
+from tachograph.provenance.argv import working_directory
 from tachograph.provenance.parsers import Parsed, find_parsed, hydra_job
 from tachograph.provenance.shell import shell_kind
 from tachograph.security.redaction import secret_arguments
@@ -109,7 +110,7 @@ def _written(job: dict[str, Any] | None) -> Iterator[str]:
 def _existing(words: Iterable[str]) -> list[Path]:
     """The config files among words; not those that hold secrets by their name."""
     try:
-        paths = dict.fromkeys(os.path.abspath(word) for word in words if _is_config(word))
+        paths = dict.fromkeys(_located(word) for word in words if _is_config(word))
     except OSError:  # the working directory is gone
         return []
     if not paths:
@@ -118,6 +119,12 @@ def _existing(words: Iterable[str]) -> list[Path]:
 
     found = (path for path in paths if os.path.isfile(path) and not is_secret_file(path))
     return [Path(path) for path in found][:MAX_FILES]
+
+
+def _located(word: str) -> str:
+    """A path from where the program was started, or else from where it stands."""
+    there = os.path.normpath(os.path.join(working_directory() or "", word))
+    return there if os.path.isfile(there) else os.path.abspath(word)
 
 
 def _is_config(text: str) -> bool:

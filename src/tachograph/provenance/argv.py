@@ -23,7 +23,8 @@ def collect() -> dict[str, Any]:
         "original_argv": given,
         "started_by": started_by,
         "entry": name,
-        "working_directory": working_directory(),
+        "working_directory": (started := working_directory()),
+        "moved_to": None if (stands := _stands_in()) == started else stands,
     }
 
 
@@ -83,7 +84,28 @@ def _has_terminal() -> bool:
 
 
 def working_directory() -> str | None:
-    """Where the process stands; None where that folder was deleted."""
+    """Where the process was started; where that is not to be known, where it stands.
+
+    What a command line names is found from there, also where the program has changed its folder
+    since. None where that folder is not known and was deleted.
+    """
+    return _started_in() or _stands_in()
+
+
+def _started_in() -> str | None:
+    """The folder that Python has made the path of the program absolute with, or has put first."""
+    main = sys.modules.get("__main__")
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if not isinstance(file, str) or not os.path.isabs(file):
+        return None
+    if spec is not None:
+        root = import_root(file, str(spec.name))
+        return root if sys.path[:1] == [root] and not getattr(sys.flags, "safe_path", 0) else None
+    ends = (os.sep + word for word in sys.orig_argv[1:] if not os.path.isabs(word))
+    return next((file.removesuffix(end) or os.sep for end in ends if file.endswith(end)), None)
+
+
+def _stands_in() -> str | None:
     try:
         return os.getcwd()
     except OSError:
