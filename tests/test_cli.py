@@ -13,7 +13,8 @@ import pytest
 import tachograph
 from tachograph.cli import main, render
 from tachograph.cli.curves import draw
-from tachograph.cli.render import duration, shown, size, sparkline
+from tachograph.cli.page import started
+from tachograph.cli.render import duration, local_time, shown, size, sparkline
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,15 @@ def test_help_and_version() -> None:
     for command in ("runs", "show", "compare", "diff", "plot", "tail", "sql", "tag", "note", "edit",
                     "delete", "gc", "copy", "sync", "doctor", "config", "demo"):  # fmt: skip
         assert command in listed.stdout
+    assert "..." not in listed.stdout.replace("[ARGS]...", "")  # no sentence is cut
+
+
+def test_what_a_client_did_not_say_is_not_made_up() -> None:
+    """A run from a client of one's own may have no user and no host."""
+    row = {"started_at": 1, "user": None, "host": None}
+    assert started(row) == local_time(1)
+    assert started(row | {"user": "ada", "host": "atlas"}) == f"{local_time(1)} by ada on atlas"
+    assert started(row | {"started_at": None}) is None
 
 
 def test_numbers_are_short_and_true() -> None:

@@ -116,6 +116,8 @@ def test_commands_are_documented() -> None:
         for written, info in generate.command_parameters(function):
             assert f"| `{written}` | " in documented[name], (name, written)
             assert info.help, f"{name} {written} has no help"
+            is_flag = written.split()[-1].startswith("-")
+            assert info.metavar or is_flag, f"{name} {written}: --help would show a Python type"
 
 
 def test_python_names_are_documented() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -42,6 +43,18 @@ for group in (
     *(editing, sending, keeping, serving, login, demo),
 ):
     group.register(app)
+
+
+def _list_in_full(commands: typer.Typer) -> None:
+    """Let a list of commands say what each does to the end, not its first few words."""
+    for command in commands.registered_commands:
+        command.short_help = (inspect.getdoc(command.callback) or "").partition("\n\n")[0]
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _list_in_full(group.typer_instance)
+
+
+_list_in_full(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import typer
 from rich.text import Text
 
 from tachograph.cli import comparing, curves, reading
-from tachograph.cli.render import console, print_table, rule
+from tachograph.cli.render import console, rule
 from tachograph.comparing import comparison
 from tachograph.query import Store, open_store
 
@@ -47,9 +48,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder to record into; made if absent.")] = Path(
-        "tachograph-demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to record into; made if absent.")
+    ] = Path("tachograph-demo"),
 ) -> None:
     """Record five real trainings, one per framework, and look at them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,13 +115,11 @@ def _look(store: Store, since: int) -> None:
 
 def _next(folder: Path, where: str) -> None:
     rule("What next")
-    console().print(f"The record lies in {where}, plain tables for any tool. In {folder}:")
-    print_table(
-        [{"command": f"  {_typed(command)}", "meaning": text} for command, text in _COMMANDS],
-        ("command", "meaning"),
-        names={"command": "", "meaning": ""},
-        styles={"command": "cyan", "meaning": "dim"},
-    )
+    out = console()
+    out.print(f"The record lies in {where}, plain tables for any tool.", soft_wrap=True)
+    for command, meaning in ((f"cd {shlex.quote(str(folder))}", "to the record"), *_COMMANDS):
+        out.print(f"# {meaning}", style="dim")
+        out.print(_typed(command), style="cyan", soft_wrap=True)
 
 
 def _typed(command: str) -> str:

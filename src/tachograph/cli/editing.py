@@ -39,7 +39,7 @@ def tag(
 
 def note(
     run: RunArgument,
-    text: Annotated[str, typer.Argument(help="What to note.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to note.")],
     store: StoreOption = None,
 ) -> None:
     """Add a note to a run."""

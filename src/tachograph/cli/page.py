@@ -70,6 +70,15 @@ def print_page(store: Store, record: RunRecord) -> None:
     _origin(store, record)
 
 
+def started(row: Mapping[str, Any]) -> str | None:
+    """When, by whom and where; a client of one's own may have said less."""
+    if not row["started_at"]:
+        return None
+    by = f" by {row['user']}" if row["user"] else ""
+    on = f" on {row['host']}" if row["host"] else ""
+    return f"{local_time(row['started_at'])}{by}{on}"
+
+
 def _head(record: RunRecord) -> None:
     row, out = record.row, console()
     status = record.status
@@ -83,9 +92,7 @@ def _head(record: RunRecord) -> None:
         "part of": row["parent_id"],
         "project": row["project"],
         "framework": row["framework"],
-        "started": f"{local_time(started)} by {row['user'] or '?'} on {row['host']}"
-        if started
-        else None,
+        "started": started(row),
         "took": duration(end - started) if started and end else None,
         "attempt": row["attempt"] if (row["attempt"] or 1) > 1 else None,
         "tags": ", ".join(f"{k}={v}" if v else k for k, v in record.tags.items()) or None,

@@ -33,7 +33,9 @@ def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs to draw.")],
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="Metrics; by default the losses of the run."),
+        typer.Option(
+            "--metric", "-m", metavar="NAME", help="Metrics; by default the losses of the run."
+        ),
     ] = None,
     tensor: Annotated[
         list[str] | None,
@@ -50,6 +52,7 @@ def plot(
         typer.Option(
             "--kind",
             "-k",
+            metavar="KIND",
             help="Of tensors: gradient (where there are some, the default), weight, update, "
             "hessian or activation.",
         ),
@@ -57,11 +60,15 @@ def plot(
     statistic: Annotated[
         str,
         typer.Option(
-            help=f"Of tensors: {', '.join(tensor_grids.STATISTICS)}; counts are shown as shares."
+            metavar="NAME",
+            help=f"Of tensors: {', '.join(tensor_grids.STATISTICS)}; counts are shown as shares.",
         ),
     ] = "l2",
     context: Annotated[
-        str | None, typer.Option(help="Only series whose context has this, as in phase=val.")
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Only series whose context has this, as in phase=val."
+        ),
     ] = None,
     log_scale: Annotated[bool, typer.Option("--log", help="Logarithmic values.")] = False,
     output: Annotated[

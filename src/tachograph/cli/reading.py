@@ -35,22 +35,25 @@ def register(app: typer.Typer) -> None:
 def runs(
     where: Annotated[
         str | None,
-        typer.Option("--where", "-w", help='Filter, such as "metrics.val_loss < 0.1".'),
+        typer.Option("--where", "-w", metavar="FILTER", help='Such as "metrics.val_loss < 0.1".'),
     ] = None,
     sort: Annotated[
-        str, typer.Option(help="Name to sort by; a leading '-' sorts descending.")
+        str, typer.Option(metavar="NAME", help="Name to sort by; a leading '-' sorts descending.")
     ] = "-started_at",
     columns: Annotated[
         str | None,
         typer.Option(
-            "--columns", "-c", help="Names to show, with commas: name,params.lr,metrics.loss.min"
+            "--columns",
+            "-c",
+            metavar="NAMES",
+            help="Names to show, with commas: name,params.lr,metrics.loss.min",
         ),
     ] = None,
     children: Annotated[
         bool, typer.Option("--children", help="Also trials, folds, steps and other parts.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")
+        int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

@@ -120,7 +120,9 @@ def reproduce(
     tolerance: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Share by which last values may differ and still count as the same."
+            metavar="SHARE",
+            min=0.0,
+            help="Share by which last values may differ and still count as the same.",
         ),
     ] = TOLERANCE,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Run it without asking.")] = False,

@@ -34,7 +34,8 @@ def copy(
         str, typer.Argument(metavar="DST", help="Store to copy into, here or on a server.")
     ],
     run: Annotated[
-        list[str] | None, typer.Option("--run", "-r", help="Only these runs and their parts.")
+        list[str] | None,
+        typer.Option("--run", "-r", metavar="RUN", help="Only these runs and their parts."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -26,7 +26,9 @@ _DEFAULTS = Limits()
 
 FolderOption = Annotated[
     Path | None,
-    typer.Option(help="The server's own folder; default: .tachograph/server beside its store."),
+    typer.Option(
+        metavar="DIR", help="The server's own folder; default: .tachograph/server beside its store."
+    ),
 ]
 StoresOption = Annotated[
     list[str] | None,
@@ -52,46 +54,61 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     store: StoresOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any that is free.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="Port to listen on; 0 is any that is free."
+        ),
     ] = 8765,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate and its chain, a PEM file.")
+        Path | None, typer.Option(metavar="FILE", help="Certificate and its chain, a PEM file.")
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help="Key of the certificate, a PEM file.")
+        Path | None, typer.Option(metavar="FILE", help="Key of the certificate, a PEM file.")
     ] = None,
     behind_proxy: Annotated[
         bool, typer.Option("--behind-proxy", help="A proxy does TLS; listen without.")
     ] = False,
     folder: FolderOption = None,
     connections: Annotated[
-        int, typer.Option(min=1, help="Connections at once; more are answered with 503.")
+        int,
+        typer.Option(metavar="N", min=1, help="Connections at once; more are answered with 503."),
     ] = 1000,
     token_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Bytes that a token may send per second.")
+        int | None,
+        typer.Option(metavar="BYTES", min=1, help="Bytes that a token may send per second."),
     ] = None,
     token_points: Annotated[
-        int | None, typer.Option(min=1, help="Points that a token may send per second.")
+        int | None,
+        typer.Option(metavar="POINTS", min=1, help="Points that a token may send per second."),
     ] = None,
     body_bytes: Annotated[
-        int, typer.Option(min=1024, help="Bytes of a request, as it comes.")
+        int, typer.Option(metavar="BYTES", min=1024, help="Bytes of a request, as it comes.")
     ] = _DEFAULTS.body_bytes,
     batch_bytes: Annotated[
-        int, typer.Option(min=1024, help="Bytes of a request, when it is decompressed.")
+        int,
+        typer.Option(
+            metavar="BYTES", min=1024, help="Bytes of a request, when it is decompressed."
+        ),
     ] = _DEFAULTS.batch_bytes,
     in_flight_bytes: Annotated[
-        int, typer.Option(min=1024, help="Bytes of all requests that are in hand.")
+        int, typer.Option(metavar="BYTES", min=1024, help="Bytes of all requests that are in hand.")
     ] = _DEFAULTS.in_flight_bytes,
     artifact_bytes: Annotated[
-        int | None, typer.Option(min=1024, help="Bytes of a file; no limit by default.")
+        int | None,
+        typer.Option(metavar="BYTES", min=1024, help="Bytes of a file; no limit by default."),
     ] = None,
     answer_rows: Annotated[
-        int, typer.Option(min=1, help="Rows of an answer.")
+        int, typer.Option(metavar="ROWS", min=1, help="Rows of an answer.")
     ] = _DEFAULTS.answer_rows,
     request_seconds: Annotated[
-        float, typer.Option(min=1, help="Seconds within which a request must have come.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=1, help="Seconds within which a request must have come."
+        ),
     ] = _DEFAULTS.request_seconds,
 ) -> None:
     """Receive what other machines record, keep it in a store, and answer questions about it."""
@@ -143,14 +160,21 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is: a person, a machine.")],
     right: Annotated[
         list[str] | None,
-        typer.Option(help="read, write or admin; may be repeated. Default: read and write."),
+        typer.Option(
+            metavar="RIGHT", help="read, write or admin; may be repeated. Default: read and write."
+        ),
     ] = None,
     project: Annotated[
         list[str] | None,
-        typer.Option("--project", "-p", help="Only for this project; may be repeated."),
+        typer.Option(
+            "--project", "-p", metavar="PROJECT", help="Only for this project; may be repeated."
+        ),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(help="When it ends: hours, days or weeks from now, as in 90d.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="When it ends: hours, days or weeks from now, as in 90d."
+        ),
     ] = None,
     store: StoresOption = None,
     folder: FolderOption = None,

@@ -35,6 +35,7 @@ def tail(
         typer.Option(
             "--metric",
             "-m",
+            metavar="NAME",
             help="Only these metrics; by default all but those of the machine and of recording.",
         ),
     ] = None,
@@ -42,7 +43,8 @@ def tail(
         bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the run ends.")
     ] = True,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=1000, help="Points to begin with.")
+        int,
+        typer.Option("--lines", "-n", metavar="N", min=0, max=1000, help="Points to begin with."),
     ] = 10,
     store: StoreOption = None,
     as_json: JsonOption = False,

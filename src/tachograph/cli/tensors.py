@@ -52,7 +52,10 @@ def tensors(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            "--kind", "-k", help="Only these: weight, gradient, update, hessian or activation."
+            "--kind",
+            "-k",
+            metavar="KIND",
+            help="Only these: weight, gradient, update, hessian or activation.",
         ),
     ] = None,
     name: Annotated[
@@ -79,7 +82,9 @@ def tensors(
     ] = "worst",
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, help=f"At most so many; by default {_FEW}."),
+        typer.Option(
+            "--limit", "-n", metavar="N", min=1, help=f"At most so many; by default {_FEW}."
+        ),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
