@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tachograph.backends.memory import MemoryBackend
-from tachograph.comparing.causes import AREAS, facts_of
+from tachograph.comparing.causes import AREAS, facts_of, place
 from tachograph.comparing.comparison import compare, diff
 from tachograph.comparing.notebooks import told_alike
 from tachograph.errors import RunNotFound
@@ -203,3 +203,11 @@ def test_a_config_file_is_what_is_in_it_wherever_it_lay() -> None:
         }
     )
     assert facts == {("configuration", "arguments.files.config/a.yaml"): "a"}
+
+
+def test_packages_that_only_one_has_stand_behind_other_versions() -> None:
+    """And behind hardware and seeds: an environment has more than a program uses."""
+    lacking, other = ("environment", "packages.versions.a"), ("hardware", "hardware.cpu.logical")
+    assert place(lacking) < place(other) < place(lacking, is_lacking=True)
+    assert place(lacking, is_lacking=True) < place(("other", "git.dirty"))
+    assert place(other) == place(other, is_lacking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,8 +28,10 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def train(tmp_path: Path, url: str) -> Train:
     """Run a script with its own module, and give the id of its run."""
-    (tmp_path / "model.py").write_text("width = 3\n")
-    (tmp_path / "train.py").write_text(
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "model.py").write_text("width = 3\n")
+    (folder / "train.py").write_text(
         "import model, sys, tachograph\n"
         f"with tachograph.start_run(config={{'backend': {url!r}}}) as run:\n"
         "    run.log_params({'seed': sys.argv[-1]}); print(run.run_id)\n"
@@ -36,7 +39,7 @@ def train(tmp_path: Path, url: str) -> Train:
 
     def start(*arguments: str) -> str:
         words = [sys.executable, "train.py", *arguments]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     return start
@@ -78,19 +81,22 @@ def test_runs_of_a_command_are_found_and_whether_their_code_is_as_it_was(
     train: Train, url: str, tmp_path: Path
 ) -> None:
     """Whatever the seed, wherever the script is called from, with or without Python."""
+    folder = tmp_path / "lab"
     first, second, other = train("--seed", "1"), train("--seed=2"), train("--lr", "2")
     with tachograph.open(url) as store:
-        words = ["/usr/bin/python3", f"{tmp_path}/train.py", "--seed", "7"]
+        words = ["/usr/bin/python3", f"{folder}/train.py", "--seed", "7"]
         found = same_command(store, words)
         assert list(found["run_id"]) == [second, first]
         assert set(found["code"]) == {"same"}
         assert list(same_command(store, ["train.py", "--lr", "2"])["run_id"]) == [other]
         assert len(same_command(store, ["train.py", "--lr", "3"])) == 0
-        (tmp_path / "model.py").write_text("width = 4\n")
+        (folder / "model.py").write_text("width = 4\n")
         found = same_command(store, ["train.py"])
         assert set(found["code"]) == {"changed: project/model.py"}
-        (tmp_path / "model.py").unlink()
+        (folder / "model.py").unlink()
         assert set(same_command(store, ["train.py"])["code"]) == {"changed: project/model.py"}
+        shutil.rmtree(folder)  # as `reproduce` does
+        assert set(same_command(store, ["train.py"])["code"]) == {"unknown"}
 
 
 def test_the_command_says_it(url: str, capsys: pytest.CaptureFixture[str]) -> None:

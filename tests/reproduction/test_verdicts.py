@@ -75,19 +75,21 @@ def together(*records: Record) -> Record:
 
 
 UNSEEDED = Change("seed", "seeds.numpy.state", "aa", "bb")
-OWN = Change("seed", "seeds.generators.main.rng.state", "aa", "bb")
 DATA = Change("data", "data.train.digest", "aa", "bb")
 RATE = Change("configuration", "params.rate", 0.1, 0.2)
 SEED = Change("seed", "params.seed", 1, 2)
 GIVEN = Change("configuration", "argv.arguments", [], ["-v"])
+LACKING = Change("environment", "packages.versions.a", None, "1")
+VERSION = Change("environment", "packages.versions.b", "1", "2")
 NO_CAUSE = Change("other", "git.dirty", False, True)
 
 
 def test_the_first_cause_is_what_nothing_else_explains(judged: Judge) -> None:
-    """A generator that nobody seeds is in another state each time: named in no one's place."""
-    found = [NO_CAUSE, UNSEEDED, RATE, OWN, DATA, SEED, GIVEN]
+    """A generator that nobody seeds is in another state each time, and an environment has more
+    than the program uses: neither is named in the place of another cause."""
+    found = [NO_CAUSE, LACKING, UNSEEDED, RATE, VERSION, DATA, SEED, GIVEN]
     verdict = judged(points(1.0), points(2.0), *found)
-    assert verdict.changes == [GIVEN, SEED, OWN, DATA, RATE, UNSEEDED, NO_CAUSE]
+    assert verdict.changes == [GIVEN, SEED, VERSION, DATA, RATE, UNSEEDED, LACKING, NO_CAUSE]
     assert (verdict.cause, verdict.doubt) == (GIVEN, None)
 
 
@@ -100,9 +102,10 @@ def test_a_cause_in_doubt_is_said_to_be_in_doubt(judged: Judge, has_recorded_dat
         if has_recorded_data:
             run.log_data([1, 2], "train")
 
-    verdict = judged(write, points(2.0), UNSEEDED, NO_CAUSE)
+    verdict = judged(write, points(2.0), UNSEEDED, LACKING, NO_CAUSE)
     assert verdict.doubt is not None
     assert "perhaps numpy" in verdict.doubt
+    assert "or one of 1 packages" in verdict.doubt
     assert ("data" in verdict.doubt) != has_recorded_data
     assert "nothing that was recorded" in str(judged(write, points(2.0), NO_CAUSE).doubt)
     assert judged(write, write, UNSEEDED).doubt is None

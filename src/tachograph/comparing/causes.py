@@ -28,6 +28,9 @@ of provenance that tell. Of a section's name the part in front of the first dot 
 Fact = tuple[str, ...]
 """Area and dotted path."""
 
+PACKAGES = "packages.versions."
+"""In front of the name of a package, in the path of a fact."""
+
 _NO_CAUSE = re.compile(  # what does not run, what other facts tell better, where a thing lies
     r"hardware\.disk\.free_bytes|seeding\.runs_since"
     r"|arguments\.(parsed|hydra\.(output_(sub)?directory|working_directory))"
@@ -91,12 +94,18 @@ def sorted_out(columns: Sequence[Mapping[Fact, Any]]) -> list[dict[Fact, Any]]:
 _RAN = ("source.files.", "notebook.cells")
 
 
-def place(fact: Fact) -> tuple[Any, ...]:
-    """Where a fact stands: by its area, by its section in the order of the area, digests first."""
+def place(fact: Fact, *, is_lacking: bool = False) -> tuple[Any, ...]:
+    """Where a fact stands: by its area, by its section in the order of the area, digests first.
+
+    A package that one of the runs is lacking stands behind all that may be a cause: what a program
+    needs it has in both, and two environments may differ in hundreds that it does not use.
+    """
     area, path = fact
     sections, head = AREAS[area], path.partition(".")[0]
     known = sections.index(head) if head in sections else len(sections)
-    return list(AREAS).index(area), known, not path.endswith((".digest", ".sha256")), path
+    first = not (is_lacking and path.startswith(PACKAGES))
+    areas = list(AREAS).index(area if first else "other")
+    return areas, first, known, not path.endswith((".digest", ".sha256")), path
 
 
 def _area(path: str) -> str:

@@ -196,7 +196,8 @@ def _side_by_side(
 
 def _changes(labels: Sequence[str], columns: Columns) -> Table:
     keys = {key for column in columns for key in column if _differs(key, columns)}
-    chosen = sorted(keys, key=place)
+    everywhere = {key for key in keys if all(key in column for column in columns)}
+    chosen = sorted(keys, key=lambda key: place(key, is_lacking=key not in everywhere))
     kept = [{key: column[key] for key in chosen if key in column} for column in columns]
     blank = dict.fromkeys(chosen)
     return _side_by_side(("area", "path"), labels, [blank | column for column in kept])

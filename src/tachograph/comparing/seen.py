@@ -6,6 +6,7 @@ Knows how runs are recorded; knows no store from inside, and runs nothing.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -116,9 +117,11 @@ def _code_now(documents: Mapping[str, Any]) -> str:
         for key, facts in mapping(source.get("files")).items()
         if mapping(facts).get("role") != "configuration" and mapping(facts).get("sha256")
     }
-    if not files:
+    trees = mapping(source.get("trees"))
+    roots = [str(mapping(tree).get("root") or "") for tree in trees.values()]
+    if not (files and any(map(os.path.isdir, roots))):  # such as the folder of a reproduction
         return "unknown"
-    changed = list(_changed(files, mapping(source.get("trees"))))
+    changed = list(_changed(files, trees))
     if not changed:
         return "same"
     more = len(changed) - _NAMED

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tachograph.comparing.causes import PACKAGES
 from tachograph.query import Store
 from tachograph.reproduction.evidence import (
     AS_THE_BUDGET_ALLOWS,
@@ -62,16 +63,22 @@ class Change:
         return found[1] if found else None
 
     @property
+    def is_lacking(self) -> bool:
+        """Whether it is a package that only one of the two environments has."""
+        return self.path.startswith(PACKAGES) and None in (self.first, self.second)
+
+    @property
     def rank(self) -> int:
         """How far from the beginning it lies, if it is a cause: what has the lowest was first.
 
         How the runs ended, where nothing else sets them apart; then code, arguments, and seeds,
         which follow from nothing else; then data and environment. Other parameters come after
         these, because the same code may have got them from there. The generator of a library
-        is last: it is in another state in each process that does not seed it, used or not.
+        is nearly last: it is in another state in each process that does not seed it, used or
+        not; and packages that only one has are last.
         """
-        if self.area == "other":
-            return 7
+        if self.area == "other" or self.is_lacking:
+            return 8 if self.area == "other" else 7
         seeds = self.is_param and self.area == "seed"
         last = 6 if self.generator else 5 if self.is_param else 4
         order = (self.area == ENDING, self.area == "code", self.is_given, seeds)
@@ -153,13 +160,14 @@ class Verdict:
     def doubt(self) -> str | None:
         """Why the cause may be another one, or is not known; None where there is no doubt."""
         cause = self.cause
-        if self.verdict == EXACT or (cause and cause.generator is None):
+        if self.verdict == EXACT or (cause and not (cause.generator or cause.is_lacking)):
             return None
         found = dict.fromkeys(change.generator for change in self.changes if change.generator)
-        if names := [name for name in found if name]:
-            why = f"perhaps {' and '.join(names)}, which began in another state"
-        else:
-            why = "nothing that was recorded differs"
+        names = [name for name in found if name]
+        perhaps = [f"{' and '.join(names)}, which began in another state"] if names else []
+        if lacking := sum(change.is_lacking for change in self.changes):
+            perhaps.append(f"one of {lacking} packages that only one of the environments has")
+        why = f"perhaps {', or '.join(perhaps)}" if perhaps else "nothing that was recorded differs"
         return why if self.is_data_known else f"{why}; what data was used is not recorded"
 
     def document(self) -> dict[str, Any]:
