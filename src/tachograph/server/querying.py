@@ -66,7 +66,11 @@ async def read_by_url(
 def _rows(served: Served, query: TableQuery) -> Found:
     table = "metrics" if query.table == "all_metrics" else query.table
     types: Mapping[str, ColumnType] = {"writer": "text", "next": "int"}
-    return Found(served.read(query), TABLES[table].columns if table in TABLES else types)
+    if table in TABLES:
+        types = TABLES[table].columns
+    if query.span is not None:  # its columns are called as those of summaries
+        types = {**types, "first": types[query.span], "last": types[query.span], "count": "int"}
+    return Found(served.read(query), types)
 
 
 @router.post(
