@@ -201,6 +201,19 @@ class SupportsSQL(Protocol):
 
 
 @runtime_checkable
+class SupportsTurns(Protocol):
+    """A store that one process at a time writes to; `write` raises Locked where that takes long.
+
+    Attributes
+    ----------
+    turn_seconds : float
+        How long to wait for others that write; may be set.
+    """
+
+    turn_seconds: float
+
+
+@runtime_checkable
 class SupportsInterrupt(Protocol):
     """A store whose reading can be cut short."""
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import SPAN, Backend, Bounds, Condition, Garbage, Query
 from tachograph.backends.content import KeepsContent
-from tachograph.backends.sqlite_file import connect, identity, open_store
+from tachograph.backends.sqlite_file import BUSY_SECONDS, connect, identity, open_store
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
 from tachograph.backends.sqlite_write import BatchWriter
 from tachograph.content import ContentFolder
-from tachograph.errors import QueryError, StoreError
+from tachograph.errors import Locked, QueryError, StoreError
 from tachograph.records import Batch
 from tachograph.table import Table, distinct
 
@@ -68,11 +68,23 @@ class SQLiteBackend(KeepsContent):
         self.path = Path("/" + url.removeprefix("sqlite://").lstrip("/"))
         self._connection = open_store(self.path, create)
         self._identity = identity(self.path)
+        self._turn_seconds = BUSY_SECONDS
         self._writer = BatchWriter(self._connection)
         self._content = ContentFolder(self.path.with_name(self.path.name + ".artifacts"))
         self._reader: sqlite3.Connection | None = None
 
     # ------------------------------------------------------------------------ writing
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long to wait for other processes that write."""
+        return self._turn_seconds
+
+    @turn_seconds.setter
+    def turn_seconds(self, seconds: float) -> None:
+        if seconds != self._turn_seconds:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+            self._turn_seconds = seconds
 
     def write(self, batch: Batch) -> int:
         """Store a batch and return the sequence number expected next from its writer."""
@@ -103,7 +115,8 @@ class SQLiteBackend(KeepsContent):
         try:
             yield
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            kind = Locked if _is_locked(error) else StoreError
+            raise kind(f"{self.path}: {error}") from error
 
     def close(self) -> None:
         """Release the file. A second call does nothing."""
@@ -219,6 +232,11 @@ class SQLiteBackend(KeepsContent):
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("VACUUM")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _is_locked(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)  # its lowest byte is the kind of error
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 # ---------------------------------------------------------------------------- queries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import threading
 import time
 import warnings
@@ -15,8 +16,9 @@ import pytest
 from tachograph import journal, registry
 from tachograph.backends.base import Query
 from tachograph.backends.memory import MemoryBackend
+from tachograph.delivery import sink
 from tachograph.delivery.sink import Backoff, Sink
-from tachograph.errors import AccessDenied, Busy, StoreError
+from tachograph.errors import AccessDenied, Busy, StoreError, TachographWarning
 from tachograph.journal import JournalWriter
 from tachograph.records import Batch, Series, uuid7
 from tachograph.warning import warn_once
@@ -241,6 +243,32 @@ def test_a_busy_store_is_left_alone_for_as_long_as_it_asks(
 
 
 # ---------------------------------------------------------------------------- delays
+
+
+def test_a_store_that_others_write_to_is_left_for_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who steps it keeps the journal safe between; that others write is said if it lasts."""
+    monkeypatch.setattr(sink, "_TURN_SECONDS", 0.05)
+    recording = Recording(tmp_path / "journal", f"sqlite:///{tmp_path}/runs.sqlite")
+    recording.log(10)
+    recording.sink.step(seal=True)
+    other = sqlite3.connect(tmp_path / "runs.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    recording.log(10)
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as said:
+        recording.sink.step(seal=True)
+    assert time.monotonic() - began < 20.0  # SQLite itself would wait for 30
+    assert not said
+    assert not recording.sink.is_up
+    monkeypatch.setattr(sink, "LOCKED_SECONDS", 0.0)
+    with pytest.warns(TachographWarning, match="database is locked"):
+        recording.sink.step(seal=True)
+    other.close()
+    recording.sink.step(seal=True, last=True)
+    assert recording.stored() == list(range(20))
+    recording.close()
 
 
 def test_delays_grow_and_differ_between_clients() -> None:

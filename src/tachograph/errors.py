@@ -8,6 +8,7 @@
     │   ├── StoreNotFound   nothing is there (FileNotFoundError)
     │   ├── StoreTooNew     written by a newer format version
     │   ├── Gap             a batch leaves out records; says which is expected
+    │   ├── Locked          others write to the store; to ask again is all there is to do
     │   ├── Busy            a server takes nothing now; says when to ask again
     │   │   └── Full        its disk is full
     │   └── AccessDenied    a server does not know the token, or it may not do this
@@ -57,6 +58,10 @@ class Gap(StoreError):
         self.writer = writer
         self.expected = expected
         self.first = first
+
+
+class Locked(StoreError):
+    """Other processes write to a store, for longer than this one waits for its turn."""
 
 
 class Busy(StoreError):

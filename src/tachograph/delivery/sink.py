@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tachograph import registry
-from tachograph.errors import AccessDenied, Busy, Gap, TachographError
+from tachograph.errors import AccessDenied, Busy, Gap, Locked, TachographError
 from tachograph.records import Batch
 from tachograph.warning import warn_once
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_SECONDS = 10.0
 PATIENCE = 3  # failures in a row, after which nobody waits for a store
+LOCKED_SECONDS = 30.0  # for which others may write to a store, before that is a failure
+_TURN_SECONDS = 1.0  # of waiting for them, between two looks at the safety of the journal
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 
@@ -120,20 +122,27 @@ class Sink:
         self._reader: JournalReader | None = None
         self._unsent: Batch | None = None
         self._went_back_to = -1
+        self._locked_since: float | None = None
         self._backoff = Backoff()
+        self._turn_seconds = _TURN_SECONDS
         self._next_write = 0.0
         self._interval = 0.0
         self._heartbeat_due = 0.0
 
-    def step(self, *, seal: bool = False) -> None:
+    def step(self, *, seal: bool = False, last: bool = False) -> None:
         """Move what is due into the store. Never raises; problems are said once.
 
-        `seal` moves everything now, also what a store of large files would still gather.
+        `seal` moves everything now, also what a store of large files would still gather. Where
+        others write to the store it is left for the next step after a while, unless this is the
+        `last` one.
         """
         if self._backoff.holds(urgent=seal):
             return
+        self._turn_seconds = LOCKED_SECONDS if last else _TURN_SECONDS
         try:
             self._move(seal)
+        except Locked as error:
+            self._wait_for_others(error)
         except Exception as error:  # a store of another package may raise anything
             self._fail(error)
 
@@ -188,11 +197,15 @@ class Sink:
             self._deliver(backend, Batch(self._writer, self.confirmed, self.confirmed))
 
     def _open(self) -> tuple[Backend, JournalReader]:
+        from tachograph.backends.base import SupportsTurns  # a start does without
+
         if self._backend is None:
             self._backend = registry.open_backend(self.url, create=True)
         if self._reader is None:
             self._read_from(self._backend.write(Batch(self._writer, 0, 0)))
         assert self._reader is not None
+        if isinstance(self._backend, SupportsTurns):
+            self._backend.turn_seconds = self._turn_seconds
         return self._backend, self._reader
 
     def _read_from(self, seq: int) -> None:
@@ -233,6 +246,7 @@ class Sink:
         if own and expected > self.confirmed:
             self.confirmed, self._went_back_to = expected, -1
         self._heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
+        self._locked_since = None
         self.problem = None  # already now: who waits for the rest sees that it is on its way
         self._backoff.succeeded()
         return True
@@ -257,6 +271,15 @@ class Sink:
         self._went_back_to = expected
         self._read_from(expected)
         return True
+
+    def _wait_for_others(self, error: Locked) -> None:
+        """Many processes that share a file are no trouble; one that keeps it for long is."""
+        now = time.monotonic()
+        self._locked_since = self._locked_since or now
+        if now - self._locked_since < LOCKED_SECONDS - self._turn_seconds:
+            self.problem = str(error)
+        else:
+            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._backoff.failed(error)
