@@ -80,6 +80,25 @@ def test_the_tree_of_a_run_comes_back_and_runs_again(
     assert loss(program) == 6.0
 
 
+def test_line_ends_are_those_of_the_repository(
+    repository: Path, program: Program, tmp_path: Path
+) -> None:
+    """Other bytes than what was committed, in files that nobody imports; a patch fits them too."""
+    git(repository, "config", "core.autocrlf", "true")
+    (repository / "train.py").write_text(RECORD)
+    (repository / "table.csv").write_bytes(b"a,b\r\n1,2\r\n")
+    (repository / "more.csv").write_bytes(b"c\r\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "tables")
+    (repository / "more.csv").write_bytes(b"c\r\nd\r\n")
+    run = program.run(repository, "train.py")
+    assert run.source["trees"]["project"]["line_ends"] == {"core.autocrlf": "true"}
+    restore_run(run.store, run.store.run("latest"), tmp_path / "again")
+    for name in ("table.csv", "more.csv"):
+        there = tmp_path / "again" / "project" / name
+        assert there.read_bytes() == (repository / name).read_bytes()
+
+
 def test_files_alone_come_back_without_git(dirty: Path, program: Program, tmp_path: Path) -> None:
     """Those that were imported; the diff is not applied, and that is said."""
     run = program.run(dirty, "train.py", "1")

@@ -21,6 +21,9 @@ from tachograph.security.texts import redact_text, redact_url
 PATCH_BYTES = 16 << 20
 """A longer diff is not kept as a whole."""
 
+LINE_ENDS = ("core.autocrlf", "core.eol")
+"""Settings by which files have other bytes than what was committed."""
+
 _TEXT_BYTES = 1 << 20  # of a diff, in the document
 _LISTED = 500
 _SUBMODULES = 50
@@ -91,6 +94,7 @@ def _look(start: Path, content: bool) -> Look:
         "remote": _remote(configured),
         "author": configured.get("user.name"),
         "shallow": shallow == "true",
+        "line_ends": {key: configured[key] for key in LINE_ENDS if key in configured},
         "dirty": bool(status.changed or status.untracked),
         "changed": _first(status.changed),
         "changed_count": len(status.changed),
@@ -109,9 +113,12 @@ def _describe_commit(root: Path) -> str | None:
         return None
 
 
+_CONFIGURED = r"^(remote\..*\.url|user\.name|core\.(autocrlf|eol))$"
+
+
 def _configured(root: Path) -> dict[str, str]:
     try:
-        listing = ask(root, "config", "-z", "--get-regexp", r"^(remote\..*\.url|user\.name)$")
+        listing = ask(root, "config", "-z", "--get-regexp", _CONFIGURED)
     except GitError:  # nothing of that name
         return {}
     return _pairs(listing)

@@ -32,6 +32,10 @@ SECONDS = 10.0
 _LOOK_SHARE = 10  # a look at a repository holds for so many times the time that it took,
 _LOOK_SECONDS = 5.0  # and at most for this long: many short runs are not many looks
 
+_OF_TREES = (
+    *("commit", "branch", "upstream", "ahead", "remote", "shallow", "line_ends", "dirty"),
+    "missing",
+)
 _NO_ENTRY = {
     "stdin": "the text came from standard input, and is not to be had again",
     "command": "the text is part of the command: see argv",
@@ -144,8 +148,7 @@ class Source:
 
     def _add(self, tree: Tree) -> Document:
         found = self._looks[tree.name] = _recent_look(tree.root, self._content)
-        facts = ("commit", "branch", "upstream", "ahead", "remote", "shallow", "dirty", "missing")
-        known = {fact: found.document[fact] for fact in facts if fact in found.document}
+        known = {fact: found.document[fact] for fact in _OF_TREES if fact in found.document}
         patch = self._patch(tree.name, found)
         self._described[tree.name] = {"root": redact_text(tree.root), **known, "patch": patch}
         return found.document

@@ -25,6 +25,8 @@ _WITHOUT_LFS = tuple(
     for setting in ("smudge=", "process=", "clean=", "required=false")
     for word in ("-c", f"filter.lfs.{setting}")
 )
+_LINE_ENDS = {"core.autocrlf": "false", "core.eol": "native"}  # git's own, whatever is set here
+_WORD = re.compile(r"[A-Za-z0-9]{1,10}")
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
@@ -99,6 +101,7 @@ def _commit(
         raise GitError("what the document calls a commit is none")
     folder.mkdir(parents=True, exist_ok=True)
     ask(folder, "init", "-q", "--template=")
+    _set_line_ends(tree, folder)
     problems = []
     for source in _sources(tree, ask_remotes=ask_remotes):
         try:
@@ -122,6 +125,15 @@ def _check_out(folder: Path, source: str, commit: str) -> tuple[tuple[str, ...],
     except GitError as error:
         ask(folder, *_WITHOUT_LFS, *checkout, timeout=SECONDS)
         return _WITHOUT_LFS, reason_of(error).rpartition("\n")[2]
+
+
+def _set_line_ends(tree: Mapping[str, Any], folder: Path) -> None:
+    """Have git write files with the line ends that they had; where nobody noted it, its own."""
+    recorded = tree.get("line_ends")
+    if isinstance(recorded, Mapping):
+        for key, usual in _LINE_ENDS.items():
+            value = str(recorded.get(key, usual))
+            ask(folder, "config", key, value if _WORD.fullmatch(value) else usual)
 
 
 def _lfs_place(source: str) -> tuple[str, ...]:
