@@ -13,7 +13,7 @@ import pytest
 import tachograph
 from tachograph.cli import main, render
 from tachograph.cli.curves import draw
-from tachograph.cli.page import started
+from tachograph.cli.page import begun
 from tachograph.cli.render import duration, local_time, shown, size, sparkline
 
 
@@ -258,9 +258,9 @@ def test_help_and_version() -> None:
 def test_what_a_client_did_not_say_is_not_made_up() -> None:
     """A run from a client of one's own may have no user and no host."""
     row = {"started_at": 1, "user": None, "host": None}
-    assert started(row) == local_time(1)
-    assert started(row | {"user": "ada", "host": "atlas"}) == f"{local_time(1)} by ada on atlas"
-    assert started(row | {"started_at": None}) is None
+    assert begun(row) == local_time(1)
+    assert begun(row | {"user": "ada", "host": "atlas"}) == f"{local_time(1)} by ada on atlas"
+    assert begun(row | {"started_at": None}) is None
 
 
 def test_numbers_are_short_and_true() -> None:

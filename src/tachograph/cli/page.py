@@ -70,7 +70,7 @@ def print_page(store: Store, record: RunRecord) -> None:
     _origin(store, record)
 
 
-def started(row: Mapping[str, Any]) -> str | None:
+def begun(row: Mapping[str, Any]) -> str | None:
     """When, by whom and where; a client of one's own may have said less."""
     if not row["started_at"]:
         return None
@@ -92,7 +92,7 @@ def _head(record: RunRecord) -> None:
         "part of": row["parent_id"],
         "project": row["project"],
         "framework": row["framework"],
-        "started": started(row),
+        "started": begun(row),
         "took": duration(end - started) if started and end else None,
         "attempt": row["attempt"] if (row["attempt"] or 1) > 1 else None,
         "tags": ", ".join(f"{k}={v}" if v else k for k, v in record.tags.items()) or None,
