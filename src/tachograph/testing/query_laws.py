@@ -150,6 +150,8 @@ class QueryLaws(StoreFixtures):
         assert rows == [("loss", 3, 4, 2)]
         (text,) = backend.read(Query("metrics", columns=("run_id",), span="name"))
         assert text == {"run_id": "r", "first": "acc", "last": "loss", "count": 9}
+        one_name = Query("summaries", where("name", "=", "acc"), ("name",), span="seq")
+        assert repr(backend.read(one_name)["last"][0]) == "3", "a number as the column has them"
         none = Query("metrics", where("name", "=", "no"), ("name",), span="step")
         assert backend.read(none).to_pydict() == {"name": [], "first": [], "last": [], "count": []}
 
