@@ -500,7 +500,7 @@ def test_a_part_is_no_more_reproducible_than_the_whole_nor_the_whole_than_its_pa
             found = assess(store.run(run.run_id), store).missing
             return "; ".join(finding.what for finding in found)
 
-        for run in (study, first, training, second):
+        for run in (root, study, first, training, second):
             assert "at the same time (n_jobs=2)" in missing(run)
             assert "processes" not in missing(run)
             assert "sampler" not in missing(run)

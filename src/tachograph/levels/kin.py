@@ -19,6 +19,7 @@ from tachograph.reading.run_record import RunRecord
 
 _PARTS = 200  # that are looked at
 _DOCUMENTS = 50
+_STUDIES = 20
 _SAMPLER = "optuna.random_state"
 _STATE = "random_state"
 
@@ -37,14 +38,17 @@ class Kin:
         On the data of parts; several may be of one section.
     frameworks : sequence of str
         What the parts were trained with.
+    studies : sequence of (documents, params)
+        Of studies inside: the documents on their samplers, and what they were told.
     processes : int
-        How many recorded the trials of the study that the run is, or is inside of.
+        How many recorded the trials of the study that the run is, or is inside of, or has in it.
     """
 
     documents: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     data: Sequence[tuple[str, Any]] = ()
     frameworks: Sequence[str] = ()
+    studies: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]] = ()
     processes: int = 1
 
 
@@ -57,16 +61,16 @@ def kin_of(record: RunRecord, store: Store) -> Kin:
         params = one.params | params
     if any(path.endswith(_STATE) for path in record.params):  # then it knows of them itself
         params = {path: value for path, value in params.items() if not path.endswith(_STATE)}
-    documents = _documents(
-        store, [one.run_id for one in above], Condition("section", "=", _SAMPLER)
-    )
-    studies = [one.run_id for one in (record, *above) if one.row["kind"] == "study"]
+    documents = _samplers(store, [one.run_id for one in above])
+    inside = _studies(store, parts)
+    studies = [one.run_id for one in (record, *above) if one.row["kind"] == "study"] or inside
     return Kin(
-        dict(documents),
+        documents,
         params,
         _documents(store, parts, Condition("section", "like", "data.%")),
         _frameworks(store, parts),
-        _processes(store, studies[0]) if studies else 1,
+        [(_samplers(store, [study]), store.run(RunId(study)).params) for study in inside],
+        max((_processes(store, study) for study in studies[:_STUDIES]), default=1),
     )
 
 
@@ -101,6 +105,18 @@ def _frameworks(store: Store, parts: Sequence[str]) -> list[str]:
         Query("runs", [Condition("run_id", "in", list(parts))], ["framework"], ["run_id"])
     )
     return list(dict.fromkeys(str(one) for one in found["framework"] if one))
+
+
+def _studies(store: Store, parts: Sequence[str]) -> list[str]:
+    """Studies among the parts of a run, the first ones."""
+    if not parts:
+        return []
+    where = [Condition("run_id", "in", list(parts)), Condition("kind", "=", "study")]
+    return list(store.read(Query("runs", where, ["run_id"], ["run_id"], _STUDIES))["run_id"])
+
+
+def _samplers(store: Store, run_ids: Sequence[str]) -> dict[str, Any]:
+    return dict(_documents(store, run_ids, Condition("section", "=", _SAMPLER)))
 
 
 def _processes(store: Store, study: str) -> int:

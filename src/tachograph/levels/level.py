@@ -21,7 +21,7 @@ from tachograph.levels.pieces import (
     environment,
     hardware,
 )
-from tachograph.levels.seeds import processes, seeds
+from tachograph.levels.seeds import processes, sampler, seeds
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
 from tachograph.reproduction.matching import reproductions
@@ -156,6 +156,7 @@ def _seeds(
 ) -> Iterable[Finding]:
     frameworks = (framework, *kin.frameworks)
     yield from seeds({**kin.documents, **known}, {**kin.params, **params}, frameworks)
+    yield from dict.fromkeys(found for study in kin.studies for found in sampler(*study))
     yield from processes(kin.processes)
 
 

@@ -44,7 +44,7 @@ def seeds(
         return
     yield from _generators(documents, params, frameworks)
     yield from _estimators(documents, params)
-    yield from _sampler(documents, params)
+    yield from sampler(documents, params)
     yield from _determinism(documents)
     yield from _workers(documents)
     yield from _hashes(documents)
@@ -125,8 +125,8 @@ def _estimators(documents: Documents, params: Mapping[str, Any]) -> Iterator[Fin
         )
 
 
-def _sampler(documents: Documents, params: Mapping[str, Any]) -> Iterator[Finding]:
-    """What a study proposes, to itself or to a run inside it."""
+def sampler(documents: Documents, params: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a study proposes, to itself, to a run inside it or to one around it."""
     if "sampler.class" not in params or "directions" not in params:
         return
     state = mapping(documents.get("optuna.random_state"))
