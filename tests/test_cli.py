@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -253,6 +254,22 @@ def test_help_and_version() -> None:
                     "delete", "gc", "copy", "sync", "doctor", "config", "demo"):  # fmt: skip
         assert command in listed.stdout
     assert "..." not in listed.stdout.replace("[ARGS]...", "")  # no sentence is cut
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_is_written_to(
+    call, recorded: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """Letters that it does not have become question marks; JSON says them by their numbers."""
+    call("note", "bad", "schön ▁█")
+    for options, shown_as in (((), "?"), (("--json",), "sch\\u00f6n \\u2581\\u2588")):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+        assert main(["show", "bad", *options]) == 0
+        sys.stdout.flush()
+        assert shown_as in written.getvalue().decode(encoding)
+        monkeypatch.undo()
+        monkeypatch.chdir(recorded)
 
 
 def test_what_a_client_did_not_say_is_not_made_up() -> None:

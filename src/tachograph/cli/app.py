@@ -26,6 +26,7 @@ from tachograph.cli import (
     tailing,
     tensors,
 )
+from tachograph.cli.render import spare_letters
 from tachograph.errors import TachographError
 
 app = typer.Typer(
@@ -77,6 +78,7 @@ def common(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
+    spare_letters()
     try:
         app(args=None if arguments is None else list(arguments))
     except SystemExit as end:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,8 @@ from tachograph.cli.options import JsonOption, StoreOption, configured, open_for
 from tachograph.cli.render import console, counted, print_json, print_table, shown, size
 from tachograph.config import SETTINGS, load_config
 from tachograph.security.credentials import locate_token
+
+_WIDE = 120  # columns of a terminal in which sentences beside a table can be read
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +86,7 @@ def doctor(
 def config(as_json: JsonOption = False) -> None:
     """Print every setting and where its value comes from."""
     loaded = load_config()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for setting in SETTINGS:
         section, _, key = setting.key.rpartition(".")
         value = getattr(getattr(loaded, section) if section else loaded, key)
@@ -106,15 +110,24 @@ def config(as_json: JsonOption = False) -> None:
         print_json(rows)
         return
     print_table(
-        [row | {"value": _value(row["value"])} for row in rows],
+        [row | {"value": _value(row), "from": _origin(row["from"], loaded.file)} for row in rows],
         ("key", "value", "from", "meaning"),
         styles={"from": "dim", "meaning": "dim"},
+        spare=("meaning",) if console().width < _WIDE else (),
     )
     journal = registry.journal_folder(loaded.backend, loaded.journal)
     print(f"\nconfig file: {loaded.file or 'none'}\njournals:    {journal}")
 
 
-def _value(value: Any) -> str:
+def _origin(text: str, file: Path | None) -> str:
+    """Where a value comes from; the config file, which stands below the table, by its name."""
+    return text.replace(f"{file}", file.name) if file else text
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    value = row["value"]
+    if row["key"] == "journal_limit":
+        return size(value)
     if isinstance(value, tuple):
         return "\n".join(value)
     return "" if value in (None, {}) else shown(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
+import io
 import json
 import math
 import re
@@ -87,7 +89,23 @@ def print_json(value: Any) -> None:
     """Print a value as JSON; tables are lists of objects."""
     if isinstance(value, Table):
         value = value.to_pylist()
-    print(json.dumps(_whole(value), ensure_ascii=False, indent=2, allow_nan=False))
+    print(json_text(_whole(value), indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that the standard output can carry, whatever its encoding."""
+    return json.dumps(value, ensure_ascii=not _takes_all(), indent=indent, allow_nan=False)
+
+
+def spare_letters() -> None:
+    """Print a question mark for a letter that the standard output has no code for."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not _takes_all():
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _takes_all() -> bool:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return codecs.lookup(encoding).name.startswith("utf")
 
 
 def _whole(value: Any) -> Any:

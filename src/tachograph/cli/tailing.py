@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -11,7 +10,15 @@ import typer
 
 from tachograph.backends.base import Condition, Query, SupportsFollow
 from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
-from tachograph.cli.render import console, context_label, is_of_the_user, local_time, shown, visible
+from tachograph.cli.render import (
+    console,
+    context_label,
+    is_of_the_user,
+    json_text,
+    local_time,
+    shown,
+    visible,
+)
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
@@ -166,7 +173,7 @@ def _print_point(row: Row, as_json: bool) -> None:
     value = join_special(row["value"], row["special"])
     if as_json:
         shown_row = {name: row[name] for name in _SHOWN} | {"value": value}
-        print(json.dumps(plain(shown_row), ensure_ascii=False), flush=True)
+        print(json_text(plain(shown_row)), flush=True)
         return
     place = context_label(row["context"])
     step = "" if row["step"] is None else f"step {row['step']}"
