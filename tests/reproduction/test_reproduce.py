@@ -481,9 +481,11 @@ def test_json_is_all_that_is_printed_and_needs_yes(
     words = ["reproduce", original, "--here", "--json", "--store", laboratory.url]
     assert command(words) == 1
     assert "needs --yes" in capfd.readouterr().err
-    assert command([*words, "--yes"]) == 0
+    assert command([*words, "--yes", "--keep"]) == 0
     output = capfd.readouterr()
-    assert json.loads(output.out)["verdict"] == EXACT
+    found = json.loads(output.out)
+    assert found["verdict"] == EXACT
+    shutil.rmtree(found["folder"])
     assert "said" in output.err
 
 

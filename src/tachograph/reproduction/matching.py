@@ -127,14 +127,5 @@ def parts(store: Store, root: str) -> dict[Part, str]:
     return {place(run_id): run_id for run_id in rows}
 
 
-def has_data(store: Store, root: str) -> bool:
-    """Whether data of a run, or of one of its parts, was recorded."""
-    where = [
-        Condition("run_id", "in", sorted(family_of(store, [root]))),
-        Condition("section", "like", "data.%"),
-    ]
-    return bool(len(store.read(Query("provenance", where, ["run_id"], limit=1))))
-
-
 def _numbered(label: str, number: int) -> str:
     return label if number == 1 else f"{label} ({number})"

@@ -14,6 +14,7 @@ from pathlib import Path
 from tachograph.comparing import comparison
 from tachograph.errors import StoreError, TachographError
 from tachograph.identity import REPRODUCES_VARIABLE
+from tachograph.levels.level import assess
 from tachograph.provenance.rows import provenance_row
 from tachograph.provenance.trees import MAIN, is_inside
 from tachograph.query import Store, open_store
@@ -24,7 +25,7 @@ from tachograph.reproduction import interpreter
 from tachograph.reproduction.code_changes import first_changed_line
 from tachograph.reproduction.evidence import gather
 from tachograph.reproduction.files import left_behind, link_data, make_folder, not_there
-from tachograph.reproduction.matching import SECTION, counterpart, has_data, reproductions
+from tachograph.reproduction.matching import SECTION, counterpart, reproductions
 from tachograph.reproduction.places import Places
 from tachograph.reproduction.plan import Plan, make_plan
 from tachograph.reproduction.verdict import TOLERANCE, Change, Verdict, judge
@@ -269,9 +270,10 @@ def _compare(store: Store, original: str, again: str, prepared: Prepared) -> Ver
     changes = [Change(**row) for row in table]
     line = first_changed_line(store, *records) if any(c.area == "code" for c in changes) else None
     evidence = gather(store, original, again)
+    missing = assess(records[0], store).missing
+    lacks = [finding.what for finding in missing if finding.area in ("data", "seed")]
     tolerance = prepared.wishes.tolerance
-    known = has_data(store, original)
-    return judge(store, original, again, evidence, changes, tolerance, line, known)
+    return judge(store, original, again, evidence, changes, tolerance, line, lacks)
 
 
 # ---------------------------------------------------------------------------- the code

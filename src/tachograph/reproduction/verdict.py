@@ -128,8 +128,8 @@ class Verdict:
         The runs that the spread comes from.
     changed_line : str or None
         The first line of code that differs.
-    is_data_known : bool
-        Whether there is a record of the original's data.
+    lacks : sequence of str
+        What the original's record does not tell of its data and seeds, in sentences.
     """
 
     verdict: str
@@ -141,7 +141,7 @@ class Verdict:
     changes: list[Change]
     group: list[str]
     changed_line: str | None = None
-    is_data_known: bool = True
+    lacks: Sequence[str] = ()
 
     @property
     def departure(self) -> Departure | None:
@@ -163,12 +163,13 @@ class Verdict:
         if self.verdict == EXACT or (cause and not (cause.generator or cause.is_lacking)):
             return None
         found = dict.fromkeys(change.generator for change in self.changes if change.generator)
-        names = [name for name in found if name]
+        known = " ".join(self.lacks)
+        names = [name for name in found if name and not re.search(rf"\b{name}\b", known)]
         perhaps = [f"{' and '.join(names)}, which began in another state"] if names else []
         if lacking := sum(change.is_lacking for change in self.changes):
             perhaps.append(f"one of {lacking} packages that only one of the environments has")
-        why = f"perhaps {', or '.join(perhaps)}" if perhaps else "nothing that was recorded differs"
-        return why if self.is_data_known else f"{why}; what data was used is not recorded"
+        why = [*self.lacks, *([f"perhaps {', or '.join(perhaps)}"] if perhaps else [])]
+        return "; ".join(why) or "nothing that was recorded differs"
 
     def document(self) -> dict[str, Any]:
         """What the record keeps of it, under the section `reproduction`."""
@@ -205,7 +206,7 @@ def judge(
     changes: Sequence[Change],
     tolerance: float = TOLERANCE,
     changed_line: str | None = None,
-    is_data_known: bool = True,
+    lacks: Sequence[str] = (),
 ) -> Verdict:
     """Say what the evidence means.
 
@@ -221,7 +222,7 @@ def judge(
     tolerance : float, default 1e-6
         See `TOLERANCE`.
     changed_line : str, optional
-    is_data_known : bool, default True
+    lacks : sequence of str, optional
         See `Verdict`.
     """
     group = _group(store, original)
@@ -240,7 +241,7 @@ def judge(
         sorted(changes, key=lambda change: change.rank),
         group,
         changed_line,
-        is_data_known,
+        lacks,
     )
 
 
@@ -268,7 +269,8 @@ def _decide(
     far = [final for final in finals if not final.agrees]
     if far:  # what is recorded whenever there is time for it is told last
         worst = min(far, key=lambda final: final.metric.startswith(AS_THE_BUDGET_ALLOWS))
-        return DIFFERENT, f"{worst.metric} ends at {worst.second!r}, not at {worst.first!r}"
+        name = " / ".join((*worst.part, worst.metric))
+        return DIFFERENT, f"{name} ends at {worst.second!r}, not at {worst.first!r}"
     if why := _beyond_metrics(evidence, finals, tolerance):
         return DIFFERENT, why
     return STATISTICAL, _nearly(finals, evidence)
