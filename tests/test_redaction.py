@@ -167,6 +167,29 @@ def test_a_secret_under_a_secret_name_never_survives_a_text(name: str, secret: s
         "aws configure set x pa55wordpa55wordpa55wordpa55wordpa55WORD",
         "wandb login 0123456789abcdef0123456789abcdefpa55word"[:52].replace("pa55word", "01234567"),
         "https://hooks.slack.com/services/T000/B000/pa55word",
+        'client.set_password("pa55word")',
+        "keyring.set_password('host', 'me', 'pa55word')",
+        'openai.set_api_key("pa55word")',
+        'os.getenv("API_KEY") or "pa55word"',
+        'SecretStr("pa55word")',
+        "HTTPDigestAuth('me', 'pa55word')",
+        'server.login("me@host", "pa55word")',
+        '{"auths": {"host": {"identitytoken": "pa55word"}}}',
+        "client-key-data: pa55word",
+        "kind: Secret\ndata:\n  dsn: pa55word\n---\nlr: 1",
+        "+kind: Secret\n+stringData:\n+  dsn: pa55word\n",
+        "kubectl create secret generic x --from-literal=y=pa55word",
+        'echo "::add-mask::pa55word"',
+        "UID=me;PWD=pa55word;",
+        "https://host/c?sv=2020&sig=pa55wordpa55word",
+        "docker login -u me -p pa55word host",
+        "mysql -u me -ppa55word base",
+        "redis-cli -h host -a pa55word ping",
+        "set -x API_KEY pa55word",
+        '$env:API_KEY = "pa55word"',
+        'variable "db_password" {\n  default = "pa55word"\n}',
+        "user,password,age\nme,pa55word,3\n",
+        '+"token";"user"\n+"pa55word-pa55word";"me"\n lr = 1',
     ],
 )
 def test_credentials_in_urls_headers_and_commands_are_taken_out(text: str) -> None:
@@ -207,6 +230,8 @@ HARMLESS = (
         "os.getenv('API_KEY', '')",
         "api_keys = [a, b]",
     ),
+    *("token,label\nhello,NOUN\nworld2,NOUN\n", "tokenizer.set_token('<eos>')", "set_token(token)"),
+    *("docker login -u me -p ${X} host", "user,password\n", "kind: ConfigMap\ndata:\n  a: b\n"),
     *("task-scheduler-with-a-very-long-name-2024", "password = None", "index 074e4e8..0273da1"),
 )
 
@@ -273,6 +298,14 @@ EVIL = (
         "--token ",
         "password=[",
         "password: |\n ",
+    ),
+    *(
+        "password,a\n",
+        "password,\n",
+        "mysql ",
+        "docker login ",
+        "set_pass(",
+        "kind: Secret\ndata:\n",
     ),
 )
 

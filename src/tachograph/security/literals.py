@@ -1,12 +1,12 @@
 """Where the parts of one value lie in a text: literals in brackets or in a row, lines of a block.
 
-As Python, JSON, JavaScript and YAML write them, also in a diff. Knows no secret.
+As Python, JSON, JavaScript, YAML and tables write them, also in a diff. Knows no secret.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -153,3 +153,37 @@ def section_parts(text: str, start: int) -> list[Part]:
             parts.append(Part(start + first, start + end, setting["key"]))
         start += len(line)
     return parts
+
+
+def column_parts(
+    text: str, start: int, separator: str, columns: Collection[int], width: int
+) -> tuple[list[Part], int]:
+    """The values of some columns of a table, and where the table ends: at a line of other width.
+
+    Parameters
+    ----------
+    text : str
+    start : int
+        Where the line below the head begins.
+    separator : str
+        Of the columns.
+    columns : collection of int
+        Which of them, counted from 0.
+    width : int
+        How many there are.
+    """
+    parts: list[Part] = []
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        values = text[start:end].rstrip("\r").split(separator)
+        if len(values) != width:
+            break
+        for column, value in enumerate(values):
+            shown = value[1:] if column == 0 and value[:1] in ("+", "-", " ") else value
+            if column in columns and (word := shown.strip('"')):
+                at = start + value.index(word, len(value) - len(shown))
+                parts.append(Part(at, at + len(word), str(column)))
+            start += len(value) + len(separator)
+        start = end + 1
+    return parts, start

@@ -15,8 +15,9 @@ def _set(words: str) -> frozenset[str]:
 _SECRET_ENDINGS = tuple(
     _set(
         """
-        accesskey accesstoken apikey apitoken authorization authtoken credential passphrase
-        passwd password privatekey secret secretkey
+        accesskey accesstoken apikey apitoken authorization authtoken bearertoken credential
+        identitytoken passphrase passwd password privatekey refreshtoken secret secretkey
+        sessiontoken
         """
     )
 )
@@ -74,7 +75,7 @@ def _is_secret(name: str) -> bool:
         return False
     if words[-1] in _SECRET_LAST or any(_ends_secret(word) for word in words):
         return True
-    key = words[:-1] if words[-1] == "id" else words  # AWS_ACCESS_KEY_ID
+    key = words[:-1] if words[-1] in ("id", "data") else words  # AWS_ACCESS_KEY_ID
     if len(key) > 1 and key[-1] in ("key", "keys") and key[-2] in _KEY_OWNERS:
         return True
     owner = words[-2] if len(words) > 1 else ""

@@ -11,7 +11,13 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from tachograph.security.literals import Part, block_parts, quoted_parts, section_parts
+from tachograph.security.literals import (
+    Part,
+    block_parts,
+    column_parts,
+    quoted_parts,
+    section_parts,
+)
 from tachograph.security.names import is_secret_name
 
 REDACTED = "[redacted]"
@@ -60,7 +66,12 @@ _SHAPES = (  # what one of a kind has in it, which is quickly looked for, and ho
     ("eyJ", r"(?:eyJ[\w-]{8,400}\.[\w-]{8,}(?:\.[\w-]*)?|eyJhcGlf[\w+/=-]{40,})"),
 )
 _MARKS = tuple((mark, shape) for marks, shape in _SHAPES for mark in marks.split())
-_GIVING_AWAY = ("bearer", "basic", "login", "hook", "aws", "curl ", "sshpass")
+_GIVING_AWAY = (
+    *("bearer", "basic", "login", "hook", "aws", "curl ", "sshpass", "redis-cli", "mysql", "uid="),
+    *("digestauth(", "secretstr(", "secretbytes(", "fernet(", "from-literal", "add-mask"),
+    "anaconda",
+    *("?sig=", "&sig=", "-signature=", "?signature=", "&signature="),
+)
 _AFTER = r"""(?x)  # secrets that only the words before them give away
     (?P<before>
         [Bb]earer\s{1,4}(?=[A-Za-z._~+/-]{0,60}\d)
@@ -68,7 +79,13 @@ _AFTER = r"""(?x)  # secrets that only the words before them give away
       | [Ll]ogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4}
       | hooks\.slack\.com/services/ | discord(?:app)?\.com/api/webhooks/\d{1,30}/
       | webhook\.office\.com/webhookb2/
-      | HTTPBasicAuth\(["'][^"'\n]{0,80}["'],\s?["']
+      | (?:(?:Basic|Digest)Auth|\.login)\(["'][^"'\n]{0,80}["'],\s?["']
+      | (?:Secret(?:Str|Bytes)|Fernet)\(b?["'] | --from-literal[ =][\w.-]{1,80}=(?![$<{])
+      | ::add-mask::(?![$<{]) | anaconda\.(?:org|cloud)/t/(?![$<{])
+      | \b(?i:uid=[^;\n]{0,80};\s?pwd=) | [?&](?i:(?:x-amz-)?signature|sig)=(?=[^&\s"']{16})
+      | \b(?:docker|podman|az|oc|skopeo)\s+login\b[^\n]{0,200}?\s-p[ =](?![$<{])
+      | \bredis-cli\b[^\n]{0,200}?\s-a\s(?![$<{])
+      | \bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p(?=[^\s$<{-])
       | sshpass\s-p\s?["']? | curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]["']?[^\s:"']{1,80}:
       | wandb[ .]login[\s(]{1,4}(?:key\s?=\s?)?["']?(?=[0-9a-f]{40})
       | [Aa][Ww][Ss][^\n]{0,60}?(?<![A-Za-z0-9/+])
@@ -105,18 +122,19 @@ _CODE = r"""(?x)
     | -?\d{1,2}(?:\.\d+)? | (?:None|null|nil|none|true|false|True|False|undefined
         |str|bytes|int|float|bool|object|Any|Path|SecretStr|Token|Tensor|Array|string|String|Optional|lambda|await|not|in|is|if|f)"""
 _QUOTED = r"""[brf]?(?P<quote>["'])(?P<value>(?:(?!(?P=quote))(?:\\.|[^\n\\]))*+)(?P=quote)"""
+_LAST = rf"\((?:[^()\n]{{0,120}},\s*)?{_QUOTED}\s*\)"  # the last argument of a call
 _NAMED = r"(?P<name>[A-Za-z_][\w.\-]*+)"
 _FORMS = (  # what it has in it, how it is written, and whether its value must look random
     (
         ("env(", "environ.get(", "setdefault("),
         rf"""(?x)(?:getenv|environ\.get|setdefault|putenv|setenv)\(\s{{0,9}}["']{_NAMED}["']
-        \s{{0,9}},\s{{0,40}}(?:default\s?=\s?)?{_QUOTED}""",
+        (?:\s{{0,9}},\s{{0,40}}(?:default\s?=\s?)?|\)\s{{1,9}}or\s{{1,9}}){_QUOTED}""",
         False,
     ),
     (
-        ("env ", "env\t", "env'"),
-        rf"""(?x)(?:(?:%(?:set_)?env|setenv|(?m:^[-+ ]?)ENV)[ \t]{{1,4}}|'(?:set_)?env',[ ]')
-        {_NAMED}[ \t]{{1,4}}(?P<value>[^\s'"=]+)""",
+        ("env ", "env\t", "env'", "set -"),
+        rf"""(?x)(?:(?:%(?:set_)?env|setenv|\bset[ ]-g?x|(?m:^[-+ ]?)ENV)[ \t]{{1,4}}
+        |'(?:set_)?env',[ ]'){_NAMED}[ \t]{{1,4}}(?P<value>[^\s'"=]+)""",
         False,
     ),
     (("default",), rf"""["']--?{_NAMED}["'][^()]{{0,200}}?\bdefault\s?=\s?{_QUOTED}""", False),
@@ -132,10 +150,23 @@ _FORMS = (  # what it has in it, how it is written, and whether its value must l
         (?:[-+][ ]{{0,40}})?["']?value["']?\s{{0,3}}[:=]\s{{0,3}}["']?(?P<value>[^\s"'<>]+)""",
         False,
     ),
+    (("$env:",), rf"""\$[eE]nv:{_NAMED}[ \t]*=[ \t]*{_QUOTED}""", False),
+    (
+        ("variable",),
+        rf"""variable "{_NAMED}"\s*\{{[^{{}}]{{0,300}}?\bdefault\s*=\s*{_QUOTED}""",
+        False,
+    ),
+    (("setpass", "set_pass"), rf"\bset_?(?P<name>[Pp]ass\w*+){_LAST}", False),
+    (("secret(", "key(", "token("), rf"\bset_?{_NAMED}{_LAST}", True),
     (("--",), rf"""["']--{_NAMED}["'],[ \t]*{_QUOTED}""", True),
     (("pass",), rf"(?P<name>[Pp]ass(?:word|phrase|wd))[ ]{_QUOTED}", True),
 )
 _FORM_MARKS = tuple((mark, (form, random)) for marks, form, random in _FORMS for mark in marks)
+_IN_COLUMNS = ("passw", "pwd", "secret", "token", "api_key", "apikey", "credential")
+_HEADER = (
+    r"(?m)^[-+ ]?(?P<names>[\w.\"-]+(?P<separator>[,;\t])[\w.\"-]+(?:(?P=separator)[\w.\"-]+)*)\n"
+)
+_MANIFEST = r"(?m)^[-+ ]?(?:data|stringData):[ \t]*(?=\n)"  # of a secret of Kubernetes
 _SECTION = r"(?m)^[-+ ]?\[(?P<name>[\w.\"-]+)\][ \t]*\n"
 _WORD_LEFT = r"[^\s\"'&]*+"
 _MARKED = r"(?:[&!][\w!-]+[ \t]+)+(?=[^\s|>$])"  # an anchor or a type of YAML
@@ -183,6 +214,10 @@ def _redact_piece(text: str) -> str:
         text = _redact_assignments(text)
     if "]\n" in text:
         text = _redact_sections(text)
+    if any(word in small for word in _IN_COLUMNS):
+        text = _redact_columns(text)
+    if "kind: Secret\n" in text:
+        text = _redact_manifest(text)
     for form, only_random in {kind: None for mark, kind in _FORM_MARKS if mark in small}:
         text = _redact_form(text, form, only_random)
     return text
@@ -213,6 +248,40 @@ def _redact_sections(text: str) -> str:
                 and _may_be_secret(name, text[part.start : part.end])
             ]
     return _without(text, parts) if parts else text
+
+
+def _redact_manifest(text: str) -> str:
+    """Redact what a secret of Kubernetes holds, whatever it is called."""
+    parts: list[Part] = []
+    for head in _seldom(_MANIFEST).finditer(text):
+        indent = len(head[0]) - len(head[0].lstrip("-+ "))
+        parts += block_parts(text, indent, head.end())
+    secret = (part for part in parts if _may_be_secret("", text[part.start : part.end]))
+    return _without(text, secret)
+
+
+def _redact_columns(text: str) -> str:
+    """Redact what stands under a secret name in a table with separators."""
+    parts: list[Part] = []
+    done = 0
+    for head in _seldom(_HEADER).finditer(text):
+        names = [name.strip('"') for name in head["names"].split(head["separator"])]
+        secret = {column for column, name in enumerate(names) if is_secret_name(name)}
+        if secret and head.start() >= done:
+            found, done = column_parts(text, head.end(), head["separator"], secret, len(names))
+            parts += [
+                part
+                for part in found
+                if _is_in_table(names[int(part.key)], text[part.start : part.end])
+            ]
+    return _without(text, parts) if parts else text
+
+
+def _is_in_table(name: str, value: str) -> bool:
+    """Whether a value of a column is a secret; a column of tokens is one of words as often."""
+    if name.lower() in _AMBIGUOUS and not (len(value) >= 12 and _looks_random(value)):
+        return False
+    return len(value) > 3 and REDACTED not in value and _may_be_secret(name, value)
 
 
 def _redact_private_key(match: re.Match[str]) -> str:
