@@ -408,7 +408,7 @@ def test_the_best_reproduction_is_the_verdict() -> None:
     """It counts where pieces look missing too; one that contradicts is told as well."""
     verdicts = (
         Verdict("failed", "d"),
-        Verdict("different", "c"),
+        Verdict("different", "c", "code, source.files.project/a.py.sha256"),
         Verdict("statistical", "b"),
         Verdict("exact", "a"),
     )
@@ -417,7 +417,8 @@ def test_the_best_reproduction_is_the_verdict() -> None:
     told = [finding.what for finding in result.findings if finding.area == "reproduction"]
     assert told == [
         "a reproduction, run d, did not come to an end",
-        "a reproduction, run c, gave different results",
+        "a reproduction, run c, gave different results; first cause: code,"
+        " source.files.project/a.py.sha256",
     ]
     assert reproducibility({}, {}, verdicts=verdicts[:3]).verified == verdicts[2]
     assert reproducibility({}, {}, verdicts=verdicts[:2]).verified is None

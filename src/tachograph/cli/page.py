@@ -185,11 +185,11 @@ def _metrics(store: Store, record: RunRecord) -> None:
     curves = store.curves(record.run_id, shown_rows, _POINTS)
     for row in shown_rows:
         points = curves[row["name"], row["context"], row["rank"]]
-        place = context_label(row["context"])
+        rank = f"rank {row['rank']}" if row["rank"] else ""
         found.append(
             {
                 "metric": row["name"],
-                "of": place + (f", rank {row['rank']}" if row["rank"] else ""),
+                "of": ", ".join(filter(None, (context_label(row["context"]), rank))),
                 "last": row["last"],
                 "min": row["min"] if row["count"] > 1 else None,
                 "max": row["max"] if row["count"] > 1 else None,

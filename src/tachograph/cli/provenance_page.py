@@ -150,7 +150,8 @@ def _print_level(result: Reproducibility, documents: Documents) -> None:
     own = get(documents, "reproduction")
     if own.get("of"):
         verdict = own.get("verdict") or "not known yet"
-        console().print(f"this run is a reproduction of {own['of']}: {verdict}")
+        reason = f", {own['reason']}" if own.get("reason") else ""
+        console().print(Text(f"this run is a reproduction of {own['of']}: {verdict}{reason}"))
     _print_findings("Missing", result.missing)
     notes = [finding for finding in result.findings if finding.limits_to is None]
     _print_findings("To know before it is run again", notes)

@@ -284,9 +284,10 @@ def _departure(departure: Departure) -> str:
     return f"{where} at step {departure.step}{epoch}: {values}"
 
 
-def _label(part: tuple[str, ...], metric: str, context: str) -> str:
-    pairs = context_label(context)
-    return " / ".join((*part, f"{metric} ({pairs})" if pairs else metric))
+def _label(part: tuple[str, ...], metric: str, context: str, rank: int = 0) -> str:
+    pairs = [context_label(context), f"rank {rank}" if rank else ""]
+    where = ", ".join(filter(None, pairs))
+    return " / ".join((*part, f"{metric} ({where})" if where else metric))
 
 
 def _value(value: object) -> str:
@@ -303,7 +304,7 @@ def _print_finals(verdict: Verdict) -> None:
     section("Last values of what is not the same throughout")
     rows = [
         {
-            "metric": _visible(_label(final.part, final.metric, final.context)),
+            "metric": _visible(_label(final.part, final.metric, final.context, final.rank)),
             "original": final.first,
             "reproduction": final.second,
             "spread": "" if final.spread is None else " to ".join(map(shown, final.spread)),

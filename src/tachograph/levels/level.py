@@ -25,6 +25,7 @@ from tachograph.levels.seeds import processes, sampler, seeds
 from tachograph.query import Store
 from tachograph.reading.run_record import RunRecord
 from tachograph.reproduction.matching import reproductions
+from tachograph.values import mapping
 
 LEVELS = ("exact", "statistical", "methodological", "conceptual")
 """From the strongest to the weakest."""
@@ -46,10 +47,13 @@ class Verdict:
         'exact', 'statistical', 'different' or 'failed'.
     run_id : str
         The run that was the reproduction.
+    cause : str or None
+        What most likely explains that it gave other results, such as a change of the code.
     """
 
     verdict: str
     run_id: str
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,8 @@ def _contradictions(verdicts: tuple[Verdict, ...]) -> list[Finding]:
         Finding(
             "reproduction",
             None,
-            f"a reproduction, run {verdict.run_id}, {words[verdict.verdict]}",
+            f"a reproduction, run {verdict.run_id}, {words[verdict.verdict]}"
+            + (f"; first cause: {verdict.cause}" if verdict.cause else ""),
             f"see what differs: tachograph diff with the two runs, and show {verdict.run_id}",
         )
         for verdict in verdicts
@@ -201,4 +206,11 @@ def _contradictions(verdicts: tuple[Verdict, ...]) -> list[Finding]:
 def _verdicts(store: Store, run_id: str) -> tuple[Verdict, ...]:
     """What reproductions of a run have shown, in the order of their ids."""
     found = reproductions(store, run_id, _REPRODUCTIONS)
-    return tuple(Verdict(str(one.get("verdict")), run) for run, one in found.items())
+    return tuple(Verdict(str(one.get("verdict")), run, _cause(one)) for run, one in found.items())
+
+
+def _cause(document: Mapping[str, Any]) -> str | None:
+    cause = mapping(document.get("cause"))
+    if not cause or document.get("doubt"):
+        return None
+    return f"{cause.get('area')}, {cause.get('path')}"

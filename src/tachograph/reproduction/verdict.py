@@ -91,7 +91,8 @@ class Final:
 
     Attributes
     ----------
-    metric : str
+    metric, context : str
+    rank : int
     first, second : float
     spread : tuple of float or None
         Least and greatest last value of the group's runs, where there are enough.
@@ -102,6 +103,7 @@ class Final:
     part: Part
     metric: str
     context: str
+    rank: int
     first: float
     second: float
     spread: tuple[float, float] | None
@@ -346,7 +348,7 @@ def _final(
 ) -> Final:
     near = _is_near(first, second, tolerance)
     inside = spread is not None and spread[0] <= second <= spread[1]
-    return Final(*key[:3], first, second, spread, near or inside)
+    return Final(*key, first, second, spread, near or inside)
 
 
 def _is_near(first: float, second: float, tolerance: float) -> bool:
