@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from tachograph.cli import main, render
 from tachograph.cli.curves import draw
 from tachograph.cli.page import begun
 from tachograph.cli.render import duration, local_time, shown, size, sparkline
+from tachograph.query import Store
+from tachograph.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,9 @@ def test_tail_prints_the_last_points(call) -> None:  # type: ignore[no-untyped-d
     assert out[-1] == "finished"
     lines = call("tail", "rate 0.4", "-n", "2", "--json")[1].strip().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [29, 29]
+    status, _, err = call("tail", "rate 0.4", "-m", "los")
+    assert status == 1
+    assert "has no metric los; it has: loss" in err
 
 
 def test_sql_answers(call) -> None:  # type: ignore[no-untyped-def]
@@ -175,6 +181,22 @@ def test_sql_answers(call) -> None:  # type: ignore[no-untyped-def]
     query = "select name, count(*) as points from metrics where name = 'loss' group by name"
     assert json.loads(call("sql", query, "--json")[1]) == [{"name": "loss", "points": 120}]
     assert "120" in call("sql", query)[1]
+
+
+def test_an_interrupt_ends_a_query(call, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """While an engine works, Python hears of no signal: the system has to end the process."""
+    during: list[object] = []
+    ask = Store.sql
+
+    def watched(store: Store, text: str) -> Table:
+        during.append(signal.getsignal(signal.SIGINT))
+        return ask(store, text)
+
+    monkeypatch.setattr(Store, "sql", watched)
+    before = signal.getsignal(signal.SIGINT)
+    assert call("sql", "select 1 as one")[0] == 0
+    assert during == [signal.SIG_DFL]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_tag_note_edit_and_delete_change_the_record(call) -> None:  # type: ignore[no-untyped-def]

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tachograph.cli.options import check_metrics
 from tachograph.cli.render import console, context_label, short_id
-from tachograph.errors import QueryError
 from tachograph.query import Store
 from tachograph.tensors import grids as tensor_grids
 from tachograph.tensors.ranking import worst_first
@@ -38,11 +38,7 @@ def find_curves(
     record = store.run(run)
     rows = [row for row in record.metrics if fits(row["context"], context)]
     names = {row["name"] for row in rows}
-    if missing := [metric for metric in metrics if metric not in names]:
-        raise QueryError(
-            f"run {record.run_id} has no metric {', '.join(missing)}; it has: "
-            f"{', '.join(sorted(names)) or 'none'}"
-        )
+    check_metrics(record, metrics, names)
     wanted = metrics or [name for name in sorted(names) if "loss" in name][:4]
     chosen = [row for row in rows if row["name"] in wanted]
     found = store.curves(record.run_id, chosen, most)

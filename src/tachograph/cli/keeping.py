@@ -76,9 +76,9 @@ def doctor(
         styles = {"ok": "green", "repaired": "cyan"}
         for finding in findings:
             mark = Text(f"{finding.level:>8} ", style=styles.get(finding.level, "yellow"))
-            console().print(mark, finding.message)
+            console().print(mark, finding.message, soft_wrap=True)
             if finding.advice and finding.level not in styles:
-                console().print(f"          {finding.advice}", style="dim")
+                console().print(f"          {finding.advice}", style="dim", soft_wrap=True)
     if any(finding.level == "problem" for finding in findings):
         raise typer.Exit(1)
 

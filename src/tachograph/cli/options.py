@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ import typer
 
 from tachograph import registry
 from tachograph.config import Config, load_config
+from tachograph.errors import QueryError
 from tachograph.query import Store, open_store
+from tachograph.reading.run_record import RunRecord
 
 StoreOption = Annotated[
     str | None,
@@ -31,6 +34,15 @@ RunArgument = Annotated[
         "second latest.",
     ),
 ]
+
+
+def check_metrics(record: RunRecord, wanted: Iterable[str], known: Collection[str]) -> None:
+    """Raise `QueryError` for a metric that a run does not have."""
+    if missing := [metric for metric in wanted if metric not in known]:
+        raise QueryError(
+            f"run {record.run_id} has no metric {', '.join(missing)}; it has: "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def open_for_reading(store: str | None) -> Store:

@@ -148,7 +148,9 @@ class Show:
 
 def _show_curves(curves: Sequence[Curve], show: Show, title: str = "") -> None:
     if not curves:
-        raise QueryError("there is nothing to draw; 'tachograph show' lists the metrics of a run")
+        raise QueryError(
+            "no metric is called a loss; name one with --metric: 'tachograph show' lists them"
+        )
     if show.as_json:
         print_json(curves)
     elif show.output is not None:

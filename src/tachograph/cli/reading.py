@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -173,6 +177,19 @@ def diff(
             comparing.print_difference(result)
 
 
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process: an engine that works on a query hears of it only afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def sql(
     query: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the tables.")],
     store: StoreOption = None,
@@ -180,7 +197,8 @@ def sql(
 ) -> None:
     """Run a query over the tables, read only."""
     with open_for_reading(store) as opened:
-        table = opened.sql(query)
+        with _ended_by_interrupts():
+            table = opened.sql(query)
         if as_json:
             print_json(table)
         elif not table.columns:

@@ -126,7 +126,7 @@ def _print_journals(journals: list[Verdict], folder: Path) -> None:
     for one in journals:
         if one.outcome == "waiting":
             text = f"{size(one.bytes)} wait: {one.problem}"
-            console().print(text, style="yellow")
+            console().print(text, style="yellow", soft_wrap=True)
     for outcome, whose in (("running", "that still run"), ("elsewhere", "on other machines")):
         if left := [one for one in journals if one.outcome == outcome]:
             count = size(sum(one.bytes for one in left))
@@ -140,7 +140,7 @@ def _print_files(files: FilesReport) -> None:
         why = "; ".join(f"{url}: {problem}" for url, problem in files.problems)
         what = f"{counted(files.waiting, 'file')} ({size(files.waiting_bytes)})"
         text = f"{what} to be sent later{why and f': {why}'}"
-        console().print(text, style="yellow")
+        console().print(text, style="yellow", soft_wrap=True)
 
 
 def _print_copy(report: CopyReport, source: str, target: str) -> None:

@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from tachograph.backends.base import Condition, Query, SupportsFollow
-from tachograph.cli.options import JsonOption, RunArgument, StoreOption, open_for_reading
+from tachograph.cli.options import (
+    JsonOption,
+    RunArgument,
+    StoreOption,
+    check_metrics,
+    open_for_reading,
+)
 from tachograph.cli.render import (
     console,
     context_label,
@@ -60,6 +66,8 @@ def tail(
     names = metric or []
     with open_for_reading(store) as opened:
         record = opened.run(run)
+        if record.status != "running":
+            check_metrics(record, names, {row["name"] for row in record.metrics})
         is_told = follow and record.status == "running"
         status = _listen(opened, record.run_id, names, lines, as_json=as_json) if is_told else None
         if status is None:
