@@ -5,9 +5,9 @@ Knows the meaning of changes, attempts and summaries; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ from tachograph.records import TABLES, Row, TableSpec
 from tachograph.table import Table
 
 _TRIES = 5
+Answer = TypeVar("Answer")
 
 
 class Reader:
@@ -48,6 +49,7 @@ class Reader:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        self._known: dict[str, tuple[Any, Any]] = {}
 
     def read(self, query: Query) -> Table:
         """The rows of a checked query."""
@@ -114,17 +116,36 @@ class Reader:
 
     def roots(self, runs: Sequence[str]) -> list[tuple[str, str]]:
         """Run and root of those runs whose root is known."""
-        found = scan(
-            self.files("runs"),
-            _schema(TABLES["runs"], {"run_id", "root_id"}),
-            [Condition("run_id", "in", runs), Condition("root_id", "!=", None)],
-        )
-        return list(zip(to_list(found["run_id"]), to_list(found["root_id"]), strict=True))
+        files = self.files("runs")
+
+        def find() -> list[tuple[str, str]]:
+            schema = _schema(TABLES["runs"], {"run_id", "root_id"})
+            where = [Condition("run_id", "in", runs), Condition("root_id", "!=", None)]
+            found = scan(files, schema, where)
+            return list(zip(to_list(found["run_id"]), to_list(found["root_id"]), strict=True))
+
+        return self._remembered("roots", (files, list(runs)), find)
 
     def deleted_runs(self, where: Sequence[Condition] = ()) -> set[str]:
         """Ids of the runs that are deleted."""
-        runs = self.latest("runs", {"run_id", "deleted"}, where)
-        return set(to_list(keep_rows(runs, is_deleted(runs))["run_id"]))
+
+        def find() -> set[str]:
+            runs = self.latest("runs", {"run_id", "deleted"}, where)
+            return set(to_list(keep_rows(runs, is_deleted(runs))["run_id"]))
+
+        asked = [(one.column, one.operator, _constant(one)) for one in where]
+        return self._remembered("deleted", (self.files("runs"), asked), find)
+
+    def _remembered(self, question: str, about: Any, find: Callable[[], Answer]) -> Answer:
+        """The last answer to a question, while there are the same files, which never change.
+
+        Each table of a run asks the same of its row, which may lie in any of a thousand segments.
+        """
+        known = self._known.get(question)
+        if known is None or known[0] != about:
+            known = self._known[question] = about, find()
+        answer: Answer = known[1]
+        return answer
 
     def _first_steps(self, where: Sequence[Condition]) -> dict[str, list[tuple[int, int]]]:
         """Attempt and first step of each attempt that may hide points, by run."""
@@ -214,6 +235,10 @@ def _spans(table: pa.Table, columns: Sequence[str], span: str) -> pa.Table:
     counted: list[Any] = [("", "min"), ("", "max"), ([], "count_all")]
     grouped = chosen.group_by(columns, use_threads=False).aggregate(counted)
     return grouped.select([*columns, "_min", "_max", "count_all"]).rename_columns([*columns, *SPAN])
+
+
+def _constant(condition: Condition) -> Any:
+    return tuple(condition.value) if condition.operator == "in" else condition.value
 
 
 def _run_conditions(where: Iterable[Condition]) -> list[Condition]:

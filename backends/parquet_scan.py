@@ -5,9 +5,10 @@ Knows files and conditions, nothing about runs. Does without pyarrow.dataset, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def scan(
         Columns to read as codes of few texts.
     """
     coded = [name for name in schema.names if name in dictionary]
+    conditions = [_prepared(condition) for condition in conditions]
 
     def scan_one(path: Path) -> pa.Table | None:
         return _scan_file(path, schema, conditions, coded)
@@ -119,9 +121,42 @@ def _groups(metadata: pq.FileMetaData, conditions: Sequence[Condition]) -> list[
     return groups
 
 
+class _Texts(Sequence[str]):
+    """Texts of a condition, made ready once for all segments that are asked for them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._sorted = sorted(set(texts))
+        self.array = from_list(self._sorted, "text")
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._sorted[at]
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def any_within(self, low: str, high: str) -> bool:
+        """Whether one of them lies between two texts."""
+        at = bisect_left(self._sorted, low)
+        return at < len(self) and self._sorted[at] <= high
+
+
+def _prepared(condition: Condition) -> Condition:
+    values = condition.value
+    if condition.operator != "in" or isinstance(values, _Texts):
+        return condition
+    is_text = all(isinstance(value, str) for value in values)
+    return replace(condition, value=_Texts(values)) if is_text else condition
+
+
+def _any_within(low: Any, high: Any, values: Iterable[Any]) -> bool:
+    if isinstance(values, _Texts):
+        return values.any_within(low, high)
+    return any(low <= value <= high for value in values if value is not None)
+
+
 _MAY_HOLD: dict[str, Callable[[Any, Any, Any], bool]] = {
     "=": lambda low, high, value: low <= value <= high,
-    "in": lambda low, high, values: any(low <= v <= high for v in values if v is not None),
+    "in": _any_within,
     "<": lambda low, high, value: low < value,
     "<=": lambda low, high, value: low <= value,
     ">": lambda low, high, value: high > value,
@@ -144,7 +179,7 @@ def _may_hold(statistics: pq.Statistics | None, condition: Condition) -> bool:
 def filter_table(table: pa.Table, conditions: Iterable[Condition]) -> pa.Table:
     """The rows that satisfy all conditions."""
     keep: Mask = np.ones(table.num_rows, np.bool_)
-    for condition in conditions:
+    for condition in map(_prepared, conditions):
         keep &= _matches(table[condition.column], condition)
     return keep_rows(table, keep)
 
@@ -195,8 +230,8 @@ def _equal(array: pa.Array, value: Any) -> pa.Array:
 
 def _in(array: pa.Array, values: Iterable[Any]) -> pa.Array:
     if pa.types.is_string(array.type):
-        texts = tuple(value for value in values if isinstance(value, str))
-        return _compute().is_in(array, value_set=_value_set(texts))
+        texts = values if isinstance(values, _Texts) else _Texts(_only_texts(values))
+        return _compute().is_in(array, value_set=texts.array)
     wanted = [value for value in values if value is not None and _comparable(array, value)]
     if pa.types.is_integer(array.type):
         wanted = [int(value) for value in wanted if value == int(value)]
@@ -204,10 +239,8 @@ def _in(array: pa.Array, values: Iterable[Any]) -> pa.Array:
     return _compute().and_(_compute().is_in(array, value_set=known), array.is_valid())
 
 
-@lru_cache(maxsize=2)
-def _value_set(texts: tuple[str, ...]) -> pa.Array:
-    """Texts as Arrow has them; each segment of a table is asked for the same."""
-    return from_list(texts, "text")
+def _only_texts(values: Iterable[Any]) -> Iterator[str]:
+    return (value for value in values if isinstance(value, str))
 
 
 def _like(array: pa.Array, pattern: str) -> pa.Array:

@@ -17,8 +17,10 @@ import pandas
 import polars
 import pytest
 
+from tachograph.backends import parquet_read
 from tachograph.backends.base import Condition, Query
 from tachograph.backends.parquet import ParquetBackend
+from tachograph.backends.parquet_scan import scan
 from tachograph.merge import view
 from tachograph.records import TABLES, Batch, Row
 from tachograph.testing import START, make_batch, make_block
@@ -121,6 +123,30 @@ def test_read_the_views_and_the_model_agree(store: ParquetBackend, seed: int) ->
             assert rounded(by_views[table]) == rows, (table, grace)
     for table in ("runs", "tags", "summaries"):
         assert len(list((store.path / table).glob("*.parquet"))) == 2  # merged and schema
+
+
+def test_segments_of_runs_are_opened_once_for_all_tables_of_a_run(
+    store: ParquetBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until there is another one, which may delete the run."""
+    for number in range(3):
+        run = f"r{number}"
+        block = make_block(run, {"loss": [1.0]}, seqs=[2])
+        of_run = {"runs": [{"run_id": run, "root_id": run}], "tags": [{"run_id": run, "key": "k"}]}
+        store.write(make_batch(f"w{number}", 0, blocks=[block], **of_run))  # type: ignore[arg-type]
+    opened: list[Path] = []
+
+    def note(files: list[Path], *rest: Any) -> Any:
+        opened.extend(path for path in files if path.parent.name == "runs")
+        return scan(files, *rest)
+
+    monkeypatch.setattr(parquet_read, "scan", note)
+    where = [Condition("run_id", "in", ["r0", "r1"])]
+    asked = [Query(table, where) for table in ("metrics", "all_metrics", "summaries", "tags")]
+    assert [len(store.read(query)) for query in asked] == [2] * 4
+    assert len(opened) == 2 * 3, "for who is deleted, and for roots"
+    store.write(make_batch("w9", 0, runs=[{"run_id": "r0", "deleted": 1}]))
+    assert [len(store.read(query)) for query in asked] == [1] * 4
 
 
 def test_filters_are_the_same_with_and_without_pruning(store: ParquetBackend) -> None:
