@@ -86,7 +86,7 @@ def _files(folder: Path) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"{len(sizes)} files ({sum(sizes)} bytes) wait in {folder} for {url}",
+            f"files that wait in {folder} for {url}: {len(sizes)} ({sum(sizes)} bytes)",
             "a process that records sends them, and `tachograph sync`",
         )
         for url, sizes in sorted(waiting.items())

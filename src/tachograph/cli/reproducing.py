@@ -166,7 +166,7 @@ def reproduce(
     else:
         _print_verdict(verdict)
         if wishes.folder.exists():
-            _line("kept in ", str(wishes.folder))
+            _line("kept in      ", str(wishes.folder))
     if verdict.verdict not in (EXACT, STATISTICAL):
         raise typer.Exit(1)
 
@@ -257,9 +257,9 @@ def _print_verdict(verdict: Verdict) -> None:
     section(f"{short_id(verdict.original)} and its reproduction {short_id(verdict.reproduction)}")
     _line(f"{verdict.verdict}: ", verdict.reason, _STYLES[verdict.verdict])
     if verdict.departure is not None:
-        _line("first apart ", _departure(verdict.departure))
+        _line("first apart  ", _departure(verdict.departure))
     if verdict.verdict != EXACT:
-        _line("first cause ", _cause(verdict))
+        _line("first cause  ", _cause(verdict))
     _print_finals(verdict)
     _print_changes(verdict)
 

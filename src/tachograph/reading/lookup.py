@@ -106,4 +106,5 @@ def _listed(found: Sequence[Row]) -> str:
 def _hint(reader: Reader, text: str) -> str:
     recent = _find(reader, [], 1000)
     names = {str(row["name"]) for row in recent if row["name"]}
-    return nearest(text, names | {row["run_id"] for row in recent})
+    near = nearest(text, names | {row["run_id"] for row in recent})
+    return near or "; give an id, the beginning or end of one, or a whole name"
