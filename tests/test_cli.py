@@ -142,6 +142,9 @@ def test_a_narrow_terminal_shows_fewer_columns(call, monkeypatch: pytest.MonkeyP
     assert call("runs", "--columns", "run_id,name,project,kind")[1].split()[:3] == [
         *("run", "name", "project")
     ]
+    recorded = call("show", "rate 0.4")[1].partition("    recorded  ")[2].splitlines()
+    assert len(recorded) > 1
+    assert all(line.startswith(" " * 14) for line in recorded[1:])
 
 
 def test_compare_and_diff_show_what_differs(call) -> None:  # type: ignore[no-untyped-def]

@@ -76,8 +76,11 @@ def section(title: str) -> None:
 
 
 def labelled(label: str, text: str, *, width: int = 12, style: str = "") -> None:
-    """Print a text behind the label that says what it is."""
-    console().print(Text(f"{label:>{width}}  ", style="dim"), Text(text, style=style), sep="")
+    """Print a text behind the label that says what it is, all of its lines below each other."""
+    out = console()
+    for line in Text(text, style=style).wrap(out, max(20, out.width - width - 2)):
+        out.print(Text(f"{label:>{width}}  ", style="dim"), line, sep="")
+        label = ""
 
 
 def is_of_the_user(metric: str) -> bool:
