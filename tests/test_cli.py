@@ -94,6 +94,7 @@ def test_a_mistake_goes_to_stderr_with_a_status(call) -> None:  # type: ignore[n
     assert "--sort-by" in err
     assert call("sql", "drop table runs")[0] == 1
     assert call("runs", "--store", "sqlite:////nowhere/x.sqlite")[0] == 1
+    assert call("demo", "r.sqlite") == (1, "", "tachograph: r.sqlite: File exists\n")
 
 
 def test_show_tells_everything_about_a_run(call) -> None:  # type: ignore[no-untyped-def]

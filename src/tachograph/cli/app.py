@@ -86,6 +86,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except TachographError as error:
         print(f"tachograph: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # such as a folder that is not this user's
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"tachograph: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tachograph: interrupted", file=sys.stderr)
         return 130
