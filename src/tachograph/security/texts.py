@@ -66,31 +66,47 @@ _SHAPES = (  # what one of a kind has in it, which is quickly looked for, and ho
     ("eyJ", r"(?:eyJ[\w-]{8,400}\.[\w-]{8,}(?:\.[\w-]*)?|eyJhcGlf[\w+/=-]{40,})"),
 )
 _MARKS = tuple((mark, shape) for marks, shape in _SHAPES for mark in marks.split())
-_GIVING_AWAY = (
-    *("bearer", "basic", "login", "hook", "aws", "curl ", "sshpass", "redis-cli", "mysql", "uid="),
-    *("digestauth(", "secretstr(", "secretbytes(", "fernet(", "from-literal", "add-mask"),
-    "anaconda",
-    *("?sig=", "&sig=", "-signature=", "?signature=", "&signature="),
+_QUOTE = r"""\\{0,3}["']"""  # also in a text that is quoted itself, as in a notebook's file
+_GIVEN_AWAY = (  # secrets that only the words before them give away: what is there, and how
+    (("bearer",), r"[Bb]earer\s{1,4}(?=[A-Za-z._~+/-]{0,60}\d)"),
+    (("basic",), r"[Bb]asic\s{1,4}(?=[A-Za-z0-9+/]{11,}={1,2})"),
+    (("login",), r"[Ll]ogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4}"),
+    (("login",), rf"wandb[ .]login[\s(]{{1,4}}(?:key\s?=\s?)?(?:{_QUOTE})?(?=[0-9a-f]{{40}})"),
+    (
+        ("login",),
+        r"\b(?:docker|podman|az|oc|skopeo)\s+login\b[^\n]{0,200}?\s-p[ =](?![$<{])",
+    ),
+    (
+        ("--password-stdin",),
+        r"""\becho\s["']?(?=[^\n|]{6,120}\|[^\n]{0,80}--password-stdin)(?![$<{"'])""",
+    ),
+    (
+        ("basicauth(", "digestauth(", ".login("),
+        rf"""(?:(?:Basic|Digest)Auth|\.login)\({_QUOTE}[^"'\n]{{0,80}}["'],\s?{_QUOTE}""",
+    ),
+    (("secretstr(", "secretbytes(", "fernet("), rf"(?:Secret(?:Str|Bytes)|Fernet)\(b?{_QUOTE}"),
+    (
+        ("hook",),
+        r"hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/\d{1,30}/"
+        r"|webhook\.office\.com/webhookb2/",
+    ),
+    (("anaconda",), r"anaconda\.(?:org|cloud)/t/(?![$<{])"),
+    (("sig=", "signature="), r"""[?&](?i:(?:x-amz-)?signature|sig)=(?=[^&\s"']{16})"""),
+    (("sshpass",), r"""sshpass\s-p\s?["']?"""),
+    (("curl ",), r"""curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]["']?[^\s:"']{1,80}:"""),
+    (("mysql",), r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p(?=[^\s$<{-])"),
+    (("redis-cli",), r"\bredis-cli\b[^\n]{0,200}?\s-a\s(?![$<{])"),
+    (("from-literal",), r"--from-literal[ =][\w.-]{1,80}=(?![$<{])"),
+    (("add-mask",), r"::add-mask::(?![$<{])"),
+    (("uid=",), r"\b(?i:uid=[^;\n]{0,80};\s?pwd=)"),
+    (
+        ("aws",),
+        r"[Aa][Ww][Ss][^\n]{0,60}?(?<![A-Za-z0-9/+])"
+        r"(?=[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=]))(?![0-9a-f]{40})",
+    ),
 )
-_AFTER = r"""(?x)  # secrets that only the words before them give away
-    (?P<before>
-        [Bb]earer\s{1,4}(?=[A-Za-z._~+/-]{0,60}\d)
-      | [Bb]asic\s{1,4}(?=[A-Za-z0-9+/]{11,}={1,2})
-      | [Ll]ogin\s{1,4}\S{1,80}\s{1,4}password\s{1,4}
-      | hooks\.slack\.com/services/ | discord(?:app)?\.com/api/webhooks/\d{1,30}/
-      | webhook\.office\.com/webhookb2/
-      | (?:(?:Basic|Digest)Auth|\.login)\(["'][^"'\n]{0,80}["'],\s?["']
-      | (?:Secret(?:Str|Bytes)|Fernet)\(b?["'] | --from-literal[ =][\w.-]{1,80}=(?![$<{])
-      | ::add-mask::(?![$<{]) | anaconda\.(?:org|cloud)/t/(?![$<{])
-      | \b(?i:uid=[^;\n]{0,80};\s?pwd=) | [?&](?i:(?:x-amz-)?signature|sig)=(?=[^&\s"']{16})
-      | \b(?:docker|podman|az|oc|skopeo)\s+login\b[^\n]{0,200}?\s-p[ =](?![$<{])
-      | \bredis-cli\b[^\n]{0,200}?\s-a\s(?![$<{])
-      | \bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p(?=[^\s$<{-])
-      | sshpass\s-p\s?["']? | curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]["']?[^\s:"']{1,80}:
-      | wandb[ .]login[\s(]{1,4}(?:key\s?=\s?)?["']?(?=[0-9a-f]{40})
-      | [Aa][Ww][Ss][^\n]{0,60}?(?<![A-Za-z0-9/+])
-        (?=[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=]))(?![0-9a-f]{40})
-    )[^\s"',;)]{6,}"""
+_AFTER = tuple((mark, before) for marks, before in _GIVEN_AWAY for mark in marks)
+_WORD = r"""(?:[^\s"'\\,;)]|\\(?!["'n])){6,}"""
 _PRIVATE_KEY = (
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----END )[A-Za-z0-9+/=\s\\\"',:.()-])*+"
@@ -121,13 +137,13 @@ _CODE = r"""(?x)
     (?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*[(\[].* | (?:[A-Za-z_]\w*\.)+[A-Za-z_]+ | [(\[{|&>!\\].*
     | -?\d{1,2}(?:\.\d+)? | (?:None|null|nil|none|true|false|True|False|undefined
         |str|bytes|int|float|bool|object|Any|Path|SecretStr|Token|Tensor|Array|string|String|Optional|lambda|await|not|in|is|if|f)"""
-_QUOTED = r"""[brf]?(?P<quote>["'])(?P<value>(?:(?!(?P=quote))(?:\\.|[^\n\\]))*+)(?P=quote)"""
+_QUOTED = rf"""[brf]?(?P<quote>{_QUOTE})(?P<value>(?:(?!(?P=quote))(?:\\.|[^\n\\]))*+)(?P=quote)"""
 _LAST = rf"\((?:[^()\n]{{0,120}},\s*)?{_QUOTED}\s*\)"  # the last argument of a call
 _NAMED = r"(?P<name>[A-Za-z_][\w.\-]*+)"
 _FORMS = (  # what it has in it, how it is written, and whether its value must look random
     (
         ("env(", "environ.get(", "setdefault("),
-        rf"""(?x)(?:getenv|environ\.get|setdefault|putenv|setenv)\(\s{{0,9}}["']{_NAMED}["']
+        rf"""(?x)(?:getenv|environ\.get|setdefault|putenv|setenv)\(\s{{0,9}}{_QUOTE}{_NAMED}{_QUOTE}
         (?:\s{{0,9}},\s{{0,40}}(?:default\s?=\s?)?|\)\s{{1,9}}or\s{{1,9}}){_QUOTED}""",
         False,
     ),
@@ -137,7 +153,11 @@ _FORMS = (  # what it has in it, how it is written, and whether its value must l
         |'(?:set_)?env',[ ]'){_NAMED}[ \t]{{1,4}}(?P<value>[^\s'"=]+)""",
         False,
     ),
-    (("default",), rf"""["']--?{_NAMED}["'][^()]{{0,200}}?\bdefault\s?=\s?{_QUOTED}""", False),
+    (
+        ("default",),
+        rf"""{_QUOTE}--?{_NAMED}{_QUOTE}[^()]{{0,200}}?\bdefault\s?=\s?{_QUOTED}""",
+        False,
+    ),
     (
         ("field(",),
         rf"\b{_NAMED}[ \t]?:[^=\n]{{1,60}}=[ \t]?Field\([^()]{{0,200}}?\bdefault={_QUOTED}",
@@ -158,7 +178,7 @@ _FORMS = (  # what it has in it, how it is written, and whether its value must l
     ),
     (("setpass", "set_pass"), rf"\bset_?(?P<name>[Pp]ass\w*+){_LAST}", False),
     (("secret(", "key(", "token("), rf"\bset_?{_NAMED}{_LAST}", True),
-    (("--",), rf"""["']--{_NAMED}["'],[ \t]*{_QUOTED}""", True),
+    (("--",), rf"""{_QUOTE}--{_NAMED}{_QUOTE},[ \t]*{_QUOTED}""", True),
     (("pass",), rf"(?P<name>[Pp]ass(?:word|phrase|wd))[ ]{_QUOTED}", True),
 )
 _FORM_MARKS = tuple((mark, (form, random)) for marks, form, random in _FORMS for mark in marks)
@@ -208,8 +228,9 @@ def _redact_piece(text: str) -> str:
     for shape in {shape: None for mark, shape in _MARKS if mark in text}:
         text = _seldom(rf"(?<![A-Za-z0-9]){shape}").sub(REDACTED, text)
     small = text.lower()
-    if any(word in small for word in _GIVING_AWAY):  # quicker than the pattern is
-        text = _seldom(_AFTER).sub(lambda match: match["before"] + REDACTED, text)
+    for before in {before: None for mark, before in _AFTER if mark in small}:
+        secret = _seldom(rf"(?P<before>{before}){_WORD}")
+        text = secret.sub(lambda match: match["before"] + REDACTED, text)
     if ":" in text or "=" in text or "--" in text:
         text = _redact_assignments(text)
     if "]\n" in text:
@@ -339,6 +360,8 @@ def _secret_parts(assigned: re.Match[str]) -> list[Part]:
         start, end = value.span("quoted") if quoted else _bare_span(assigned, value, in_yaml)
         if start < end == value.end("bare") and (rest := _seldom(_WORD_LEFT).match(text, end)):
             end = rest.end()  # so much was looked at as shows whether it is code
+        if text[end : end + 1] in ('"', "'"):  # of a text that is quoted itself
+            end = start + len(text[start:end].rstrip("\\"))
         parts = [Part(start, end)]
     return [part for part in parts if _is_secret_part(assigned, part)]
 
