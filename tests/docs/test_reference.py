@@ -107,6 +107,15 @@ def test_settings_are_documented() -> None:
             assert str(setting.default).lower() in row.lower()
 
 
+def test_variables_are_documented() -> None:
+    """Each environment variable that the code names has its place among the settings."""
+    page = text_of("reference/config.md")
+    for folder in ("src/tachograph", "callbacks", "backends"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"\bTACHOGRAPH_[A-Z]+(?:_[A-Z]+)*\b", file.read_text("utf-8")):
+                assert f"`{name}`" in page, f"{file.name} names {name}"
+
+
 def test_commands_are_documented() -> None:
     """Each command has its section, and each of its options a row."""
     documented = dict(sections(text_of("reference/cli.md")))
