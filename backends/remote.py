@@ -45,6 +45,7 @@ WRITING = Patience(connect=5.0, silence=15.0, total=30.0)
 LONGEST_INTERVAL = 300.0
 """Seconds between batches, whatever a server wishes for."""
 
+_ANSWER_BYTES = 1 << 16
 _HEADERS = {"Content-Type": MEDIA_TYPE, "Content-Encoding": "deflate"}
 
 
@@ -130,6 +131,7 @@ class RemoteBackend(RemoteReading, RemoteFiles, RemoteFollowing):
                 "POST",
                 "/batches",
                 patience=WRITING,
+                most=_ANSWER_BYTES,
                 also=(409,),
                 headers=_HEADERS,
                 content=compress(payload),

@@ -125,11 +125,16 @@ def document(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise StoreError(
-            f"{response.request.url} answers as no Tachograph server does: is another service at"
-            " that address?"
-        )
+        raise foreign(response)
     return found
+
+
+def foreign(response: httpx.Response) -> StoreError:
+    """What an answer means that no server of ours gives."""
+    return StoreError(
+        f"{response.request.url} answers as no Tachograph server does: is another service at that"
+        " address?"
+    )
 
 
 def _said(response: httpx.Response) -> dict[str, Any]:

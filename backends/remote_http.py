@@ -27,6 +27,7 @@ from tachograph.backends.remote_errors import (
     Patience,
     check_version,
     explained,
+    foreign,
     refusal,
 )
 from tachograph.errors import StoreError
@@ -66,6 +67,8 @@ class Connection:
         ----------
         method, path : str
             Such as 'GET', and what follows ``/v1``.
+        most : int, optional
+            Bytes of the answer; StoreError where it has more.
         **parts
             As for `stream`.
         """
@@ -74,8 +77,12 @@ class Connection:
         except Dropped:
             return self._whole(method, path, **parts)
 
-    def _whole(self, method: str, path: str, **parts: Any) -> httpx.Response:
+    def _whole(
+        self, method: str, path: str, *, most: int | None = None, **parts: Any
+    ) -> httpx.Response:
         with self.stream(method, path, **parts) as response:
+            if most is not None:
+                return _read_short(response, most)
             response.read()
             return response
 
@@ -230,6 +237,22 @@ class Connection:
             yield
         finally:
             timer.cancel()
+
+
+def _read_short(response: httpx.Response, most: int) -> httpx.Response:
+    """Read an answer that is short; another service may go on for ever."""
+    import httpx
+
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > most:
+            raise foreign(response)
+    headers = response.headers.copy()
+    headers.pop("Content-Encoding", None)  # the body is decoded
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(body), request=response.request
+    )
 
 
 def _in_pieces(content: bytes) -> Iterator[bytes]:

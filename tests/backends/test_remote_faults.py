@@ -260,17 +260,21 @@ def test_redirect_is_not_followed(answering: Callable[..., Any]) -> None:
     assert len(first.requests) == 1
 
 
-def test_endless_error_is_cut(scripted: Callable[..., Any]) -> None:
-    """The body of an error is read to a bound, not until memory or patience ends."""
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(b"500 Endless", "HTTP status 500 Endless"), (b"200 OK", "another service at that address")],
+)
+def test_endless_answer_is_cut(scripted: Callable[..., Any], status: bytes, said: str) -> None:
+    """It is read to a bound, not until the memory of the training or its patience ends."""
 
     def handle(connection: socket.socket) -> None:
         server.read_request(connection)
-        connection.sendall(b"HTTP/1.1 500 Endless\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
             connection.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
 
     server = scripted(handle)
-    refused(server.url, StoreError, "HTTP status 500 Endless")
+    refused(server.url, StoreError, said)
 
 
 # ---------------------------------------------------------------------------- no time
