@@ -112,7 +112,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 # ---------------------------------------------------------------------------- reading
 
-FEW = {"runs": 3, "sql": 3, "show": 28, "compare": 16, "diff": 16, "plot": 10, "tensors": 16}
+FEW = {"runs": 3, "sql": 3, "show": 24, "compare": 16, "diff": 16, "plot": 10, "tensors": 14}
 """Requests that a command may make at most."""
 
 

@@ -24,7 +24,7 @@ from tachograph.query import Store
 from tachograph.reading.facts import decode_context
 from tachograph.reading.run_record import RunRecord
 from tachograph.table import Table
-from tachograph.tensors.query import COLUMNS, SERIES
+from tachograph.tensors.query import COLUMNS, SERIES, Wanted, find, index
 from tachograph.tensors.ranking import with_remarks, worst_first
 from tachograph.tensors.records import KINDS
 
@@ -176,12 +176,12 @@ def _keys(rows: Table) -> list[tuple[Any, ...]]:
 def _curves(store: Store, rows: Table) -> dict[tuple[Any, ...], list[float | None]]:
     """The l2 of these tensors at all their steps."""
     curves: dict[tuple[Any, ...], list[float | None]] = {key: [] for key in _keys(rows)}
-    for run_id in dict.fromkeys(rows["run_id"]):
-        names, kinds = sorted(set(rows["name"])), sorted(set(rows["kind"]))
-        found = store.tensors(run_id, kinds, names, columns=(*SERIES, "step", "l2"))
-        for key, value in zip(_keys(found), found["l2"], strict=True):
-            if key in curves:
-                curves[key].append(value)
+    runs = [*dict.fromkeys(rows["run_id"])]
+    names, kinds = sorted(set(rows["name"])), sorted(set(rows["kind"]))
+    found = find(store.read, Wanted(runs, kinds, names, columns=(*SERIES, "step", "l2")))
+    for key, value in zip(_keys(found), found["l2"], strict=True):
+        if key in curves:
+            curves[key].append(value)
     return curves
 
 
@@ -190,8 +190,9 @@ def _curves(store: Store, rows: Table) -> dict[tuple[Any, ...], list[float | Non
 
 def print_section(store: Store, record: RunRecord) -> None:
     """What the page about a run says of its tensors: how many, when, and the few worst."""
-    # Its parts are known already, mostly that there are none.
-    known = store.tensors_of(record.run_id, children=None if len(record.children) else False)
+    known = index(store.read, Wanted([record.run_id]))
+    if not len(known) and len(record.children):
+        known = index(store.read, Wanted(record.parts))
     if not len(known):
         return
     section("Tensors")
@@ -214,7 +215,7 @@ def print_section(store: Store, record: RunRecord) -> None:
             out.print(f"{text} ({of})" if of else text)
     if last is None:
         return
-    ranked = worst_first(store.tensors(record.run_id, step=last))
+    ranked = worst_first(find(store.read, Wanted([*dict.fromkeys(known["run_id"])], step=last)))
     longest = _NAME if out.width < _WIDE_FROM else None
     worst = [_readable(row, longest) for row in ranked if row["remark"]]
     if worst:

@@ -14,7 +14,7 @@ from typing import Any
 from tachograph.backends.base import Condition, Query
 from tachograph.errors import RunNotFound
 from tachograph.query import Store
-from tachograph.reading.lookup import RunId, family_of
+from tachograph.reading.lookup import RunId
 from tachograph.reading.run_record import RunRecord
 
 _PARTS = 200  # that are looked at
@@ -55,7 +55,7 @@ class Kin:
 def kin_of(record: RunRecord, store: Store) -> Kin:
     """What the runs above and inside a run tell of it."""
     above = list(_above(record, store))
-    parts = family_of(store, [record.run_id])[1 : _PARTS + 1]
+    parts = record.parts[:_PARTS]
     params = _unset(store, parts) if parts else {}
     for one in above:
         params = one.params | params

@@ -9,7 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Condition, Query
-from tachograph.reading.lookup import RunId
+from tachograph.reading.lookup import RunId, family_of
 from tachograph.records import Row
 from tachograph.table import Table
 
@@ -99,6 +99,11 @@ class RunRecord:
     def children(self) -> Table:
         """The runs whose parent this is."""
         return self._store.children(self.run_id)
+
+    @functools.cached_property
+    def parts(self) -> list[str]:
+        """The ids of its parts, then of theirs; each generation in order of its start."""
+        return family_of(self._store, [self.run_id])[1:]
 
     @functools.cached_property
     def writers(self) -> Table:
