@@ -177,6 +177,7 @@ def test_a_secret_under_a_secret_name_never_survives_a_text(name: str, secret: s
         'server.login("me@host", "pa55word")',
         json.dumps({"source": ['client.set_password("pa55word")']}),
         json.dumps(['os.getenv("API_KEY", "pa55word")', 'server.login("me", "pa55word")']),
+        "{'user': 'me', 'pass': 'pa55word'}",
         "echo pa55word | docker login -u me --password-stdin host",
         '{"auths": {"host": {"identitytoken": "pa55word"}}}',
         "client-key-data: pa55word",

@@ -96,6 +96,11 @@ _GIVEN_AWAY = (  # secrets that only the words before them give away: what is th
     (("curl ",), r"""curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]["']?[^\s:"']{1,80}:"""),
     (("mysql",), r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p(?=[^\s$<{-])"),
     (("redis-cli",), r"\bredis-cli\b[^\n]{0,200}?\s-a\s(?![$<{])"),
+    (
+        ("pass'", 'pass"', "pass\\"),
+        rf"""{_QUOTE}user(?:name)?{_QUOTE}\s?:[^{{}}]{{1,80}}?{_QUOTE}pass{_QUOTE}\s?:\s?{_QUOTE}"""
+        r"(?![$<{])",
+    ),
     (("from-literal",), r"--from-literal[ =][\w.-]{1,80}=(?![$<{])"),
     (("add-mask",), r"::add-mask::(?![$<{])"),
     (("uid=",), r"\b(?i:uid=[^;\n]{0,80};\s?pwd=)"),
