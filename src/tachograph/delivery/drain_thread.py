@@ -228,7 +228,7 @@ class DrainThread:
             else:
                 courier.step(seal=seal)
         for sink in self._near:
-            sink.step(seal=seal, last=stop)
+            sink.step(seal=seal, last=stop and not sink.is_down())
         if journal.waiting_parts:
             journal.delete_parts(self._read_by_all())
         if not stop:

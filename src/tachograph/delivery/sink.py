@@ -134,7 +134,7 @@ class Sink:
 
         `seal` moves everything now, also what a store of large files would still gather. Where
         others write to the store it is left for the next step after a while, unless this is the
-        `last` one.
+        `last` one, which is worth waiting for.
         """
         if self._backoff.holds(urgent=seal):
             return
