@@ -38,6 +38,8 @@ VERSION_HEADER = "Tachograph-Protocol"
 _ERROR_BYTES = 1 << 16  # of the body of an error; whoever sends more is no server of ours
 _BUSY = (429, 502, 503, 504)  # 502 and 504 come from a proxy whose server is away
 _LONGEST_WAIT = 3600
+_AWAY = "; a proxy answers, and the server behind it is away"
+_HINTS = {404: "; is another service at that address?", 502: _AWAY, 504: _AWAY}
 _UNKNOWN_AUTHORITY = ": set SSL_CERT_FILE to the file of the authority that signed it"
 _OTHER_NAME = ": write the address with a name that the certificate has"
 _ADVICE = {
@@ -152,7 +154,7 @@ def _said(response: httpx.Response) -> dict[str, Any]:
         )
         return {**error, "message": text[:500]}
     except (ValueError, KeyError, TypeError):
-        hint = "; is another service at that address?" if response.status_code == 404 else ""
+        hint = _HINTS.get(response.status_code, "")
         return {"message": f"HTTP status {response.status_code} {response.reason_phrase}{hint}"}
 
 

@@ -167,6 +167,7 @@ def test_proxy_that_fails_is_named(
         (403, "forbidden", AccessDenied, "on purpose"),
         (408, "slow", Slow, "on purpose"),
         (503, "store", Busy, "on purpose"),
+        (502, "none", Busy, "502 .*; a proxy answers, and the server behind it is away"),
         (507, "full", Full, "on purpose"),
         (400, "protocol", StoreTooNew, "speaks version 2 of the protocol, this client 1: update"),
     ],
@@ -176,6 +177,8 @@ def test_errors_of_the_protocol(
 ) -> None:
     """Each status is an error of its kind, with the words of the server."""
     body = b'{"error": {"code": "%s", "message": "on purpose"}}' % code.encode()
+    if code == "none":
+        body = b"<html>from a proxy</html>"
     version = "2" if code == "protocol" else "1"
     server = answering(status, body, Tachograph_Protocol=version)
     backend = RemoteBackend(server.url, create=True)
