@@ -31,7 +31,8 @@ _SECTIONS = ("Parameters", "Attributes", "Returns", "Raises", "Examples", "Notes
 _INTERNAL = {  # methods of Run that callbacks and the core use, not users
     *("begin", "set_rank", "set_elsewhere", "rebind", "report_problem", "next_child"),
     *("log_usage", "in_background", "record_rows", "started_here", "log_derived"),
-    *("log_cost", "watch_cost", "end_cost", "first_step", "last_step", "compare_rows"),
+    *("log_cost", "watch_cost", "end_cost", "first_step", "last_step"),
+    *("compare_rows", "compare_folds"),
 }
 
 
