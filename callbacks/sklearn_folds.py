@@ -52,9 +52,11 @@ class WatchedFolds:
     def __init__(self, splitter: Any, run: Run) -> None:
         self._splitter, self._run = splitter, run
 
-    def get_n_splits(self, *args: Any, **kwargs: Any) -> int:
-        """How many folds there are."""
-        return int(self._splitter.get_n_splits(*args, **kwargs))
+    def __getattr__(self, name: str) -> Any:
+        """What a search asks a splitter for beside its folds."""
+        if name.startswith("_"):  # such as what copying looks for in one that is not made yet
+            raise AttributeError(name)
+        return getattr(self._splitter, name)
 
     def split(self, X: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """The folds of the splitter."""
@@ -68,12 +70,10 @@ class WatchedFolds:
                 self._run.compare_folds(X, [(train, test) for train, test in seen])
 
 
-def splitter_of(evaluate: Callable[..., Any], estimator: Any) -> Any:
+def default_splitter(evaluate: Callable[..., Any], estimator: Any) -> Any:
     """What a search splits by where it is not told otherwise; None where that is not to be known.
 
     Before scikit-learn 1.9 only the function by which it evaluates candidates knows.
     """
-    if "cv" not in inspect.signature(evaluate).parameters:
-        return None
     known = getattr(estimator, "_checked_cv_orig", None)
     return known or inspect.getclosurevars(evaluate).nonlocals.get("cv_orig")

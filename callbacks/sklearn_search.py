@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tachograph.callbacks.sklearn_facts import named
-from tachograph.callbacks.sklearn_folds import WatchedFolds, splitter_of
+from tachograph.callbacks.sklearn_folds import WatchedFolds, default_splitter
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.identity import derived_id
 from tachograph.run import Run, status_of
@@ -93,11 +93,13 @@ class Search:
     ) -> tuple[Any, Any]:
         """The arguments with a splitter that is observed: all candidates have the same folds."""
         with guard(self.place.run, "folds"):
-            given = args[0] if args else kwargs.get("cv")
-            splitter = given or splitter_of(evaluate, estimator)
-            if splitter is not None and self._first == 0 and self.place.context is None:
-                kwargs = {**kwargs, "cv": WatchedFolds(splitter, self.place.run)}
-                args = args[1:]
+            signature = inspect.signature(evaluate)
+            if "cv" in signature.parameters and self._first == 0 and self.place.context is None:
+                given = signature.bind(None, *args, **kwargs)
+                splitter = given.arguments.get("cv") or default_splitter(evaluate, estimator)
+                if splitter is not None:
+                    given.arguments["cv"] = WatchedFolds(splitter, self.place.run)
+                    return given.args[1:], given.kwargs
         return args, kwargs
 
     def _identity(self, index: int) -> tuple[str, str]:

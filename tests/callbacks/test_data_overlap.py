@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ xgboost = pytest.importorskip("xgboost")
 pl = pytest.importorskip("lightning.pytorch")
 from sklearn.linear_model import LinearRegression  # noqa: E402
 from sklearn.model_selection import GridSearchCV, KFold, cross_validate  # noqa: E402
+from sklearn.model_selection._search import BaseSearchCV  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from torch.utils.data import (  # noqa: E402
@@ -38,6 +40,8 @@ from tachograph.callbacks import (  # noqa: E402
     XGBoostCallback,
     track,
 )
+from tachograph.callbacks.sklearn_folds import WatchedFolds  # noqa: E402
+from tachograph.start import InertRun  # noqa: E402
 from tachograph.testing.callback_contract import Record  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -287,6 +291,32 @@ def test_sklearn_folds(rows: Any, count: int, config: dict[str, Any], record: Re
     of = len(rows) // 3
     events = [(*train[0], count, of), (*train[2], count, of)] if count else []
     assert sorted(told(found)) == sorted(events * times)
+
+
+class Rounds(BaseSearchCV):  # type: ignore[misc]
+    """A search of one's own, that gives each round a splitter."""
+
+    def __init__(self, estimator: Any, cv: Any = None) -> None:
+        super().__init__(estimator, cv=cv, refit=False)
+
+    def _run_search(self, evaluate_candidates: Any) -> None:
+        evaluate_candidates([{"positive": True}], None, {"round": [0]})
+        evaluate_candidates([{"positive": False}], KFold(3, shuffle=True), {"round": [1]})
+
+
+def test_searches_of_ones_own_are_handed_what_they_ask_for(
+    config: dict[str, Any], record: Read
+) -> None:
+    """However they give it; and what is watched is the splitter in everything but its folds."""
+    with track(Rounds(LinearRegression(), KFold(3)), config=config) as search:
+        search.fit(X, Y)
+    assert list(search.cv_results_["round"]) == [0, 1]
+    assert type(search.cv) is KFold
+    assert len(checked(record())) == 3
+
+    watched = WatchedFolds(KFold(3, shuffle=True), InertRun())
+    assert (watched.n_splits, watched.shuffle, watched.get_n_splits()) == (3, True, 3)
+    assert copy.deepcopy(watched).n_splits == 3
 
 
 def test_of_very_many_sklearn_folds_the_first_are_looked_at(
