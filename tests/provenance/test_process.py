@@ -82,6 +82,7 @@ def test_how_python_was_started_is_told(tmp_path: Path) -> None:
     assert (module["working_directory"], module["moved_to"]) == (started, moved)
     assert (module["started_by"], module["entry"]) == ("module", "model")
     assert module["command"].endswith(" -m model")
+    assert told("argv", "model/", folder=tmp_path)["working_directory"] == started
     assert told("argv", "-c", show, folder=tmp_path)["started_by"] == "command"
     assert told("argv", "-", input=show, folder=tmp_path)["started_by"] == "stdin"
     assert provenance.collect(["argv"])["argv"]["started_by"] == "pytest"

@@ -98,11 +98,16 @@ def _started_in() -> str | None:
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if not isinstance(file, str) or not os.path.isabs(file):
         return None
-    if spec is not None:
+    if spec is not None and spec.name != "__main__":
         root = import_root(file, str(spec.name))
         return root if sys.path[:1] == [root] and not getattr(sys.flags, "safe_path", 0) else None
-    ends = (os.sep + word for word in sys.orig_argv[1:] if not os.path.isabs(word))
-    return next((file.removesuffix(end) or os.sep for end in ends if file.endswith(end)), None)
+    program = file if spec is None else os.path.dirname(file)  # a folder or an archive is run so
+    for word in (word.rstrip(os.sep) for word in sys.orig_argv[1:]):
+        if word == program:
+            return None
+        if program.endswith(end := os.sep + word):
+            return program.removesuffix(end) or os.sep
+    return None
 
 
 def _stands_in() -> str | None:
