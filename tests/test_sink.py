@@ -256,9 +256,11 @@ def test_a_store_that_others_write_to_is_left_for_the_next_step(
     other = sqlite3.connect(tmp_path / "runs.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     recording.log(10)
+    late = Recording(tmp_path / "late", recording.sink.url)
     began = time.monotonic()
     with warnings.catch_warnings(record=True) as said:
         recording.sink.step(seal=True)
+        late.sink.step(seal=True)
     assert time.monotonic() - began < 20.0  # SQLite itself would wait for 30
     assert not said
     assert not recording.sink.is_up
@@ -269,6 +271,7 @@ def test_a_store_that_others_write_to_is_left_for_the_next_step(
     recording.sink.step(seal=True, last=True)
     assert recording.stored() == list(range(20))
     recording.close()
+    late.close()
 
 
 def test_delays_grow_and_differ_between_clients() -> None:

@@ -201,11 +201,11 @@ class Sink:
 
         if self._backend is None:
             self._backend = registry.open_backend(self.url, create=True)
+        if isinstance(self._backend, SupportsTurns):
+            self._backend.turn_seconds = self._turn_seconds
         if self._reader is None:
             self._read_from(self._backend.write(Batch(self._writer, 0, 0)))
         assert self._reader is not None
-        if isinstance(self._backend, SupportsTurns):
-            self._backend.turn_seconds = self._turn_seconds
         return self._backend, self._reader
 
     def _read_from(self, seq: int) -> None:
