@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from laboratory import Laboratory
@@ -333,6 +334,7 @@ def test_nothing_runs_unless_somebody_agrees(
     original = laboratory.run("train.py")
     words = ["reproduce", original, "--here", "--store", laboratory.url]
     assert command(words) == 1
+    assert not list(temporary.iterdir())
     output = capsys.readouterr()
     assert "train.py" in output.out
     assert "--yes" in output.err
@@ -341,6 +343,13 @@ def test_nothing_runs_unless_somebody_agrees(
     assert (laboratory.folder / "ran").read_text() == "xx"
     assert not list(temporary.iterdir())
     assert "exact: all 20 points of 1 metric are the same bit for bit" in capsys.readouterr().out
+
+    def is_interrupted(*_: Any, **__: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tachograph.cli.reproducing.run_again", is_interrupted)
+    assert command([*words, "--yes"]) == 130
+    assert [path.name for path in temporary.glob("*/project/train.py")] == ["train.py"]
 
 
 def test_nothing_is_fetched_unless_somebody_agrees(

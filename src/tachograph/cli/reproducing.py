@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,14 +28,7 @@ from tachograph.cli.render import (
 )
 from tachograph.errors import QueryError
 from tachograph.reproduction.evidence import Departure
-from tachograph.reproduction.reproduce import (
-    NothingRecorded,
-    Prepared,
-    Wishes,
-    fetch,
-    prepare,
-    run_again,
-)
+from tachograph.reproduction.reproduce import Prepared, Wishes, fetch, prepare, run_again
 from tachograph.reproduction.verdict import (
     DIFFERENT,
     EXACT,
@@ -146,7 +139,8 @@ def reproduce(
         link=link or (),
         tolerance=tolerance,
     )
-    with _tidied(None if folder else wishes.folder) as tidy_up:
+    temporary = None if folder else wishes.folder
+    with _tidied(temporary):
         with open_for_reading(store) as opened:
             prepared = prepare(opened, run, wishes)
             if not as_json:
@@ -156,10 +150,10 @@ def reproduce(
         known, prepared = _rows(prepared), fetch(prepared)
         if not as_json:
             _print_rows(row for row in _rows(prepared) if row not in known)
-        # What the program prints is no part of the document.
-        verdict = run_again(prepared, output=_STDERR if as_json else None)
-        if verdict.verdict == EXACT and not keep:
-            tidy_up()
+    # What the program prints is no part of the document.
+    verdict = run_again(prepared, output=_STDERR if as_json else None)
+    if verdict.verdict == EXACT and not keep:
+        _tidy_up(temporary)
     if as_json:
         stands = str(wishes.folder.absolute()) if wishes.folder.exists() else None
         print_json(verdict.document() | {"run_id": verdict.reproduction, "folder": stands})
@@ -172,20 +166,18 @@ def reproduce(
 
 
 @contextlib.contextmanager
-def _tidied(temporary: Path | None) -> Iterator[Callable[[], None]]:
-    """Give what takes the temporary folder away; where nothing was run in it, that is done."""
-
-    def tidy_up() -> None:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
+def _tidied(temporary: Path | None) -> Iterator[None]:
+    """Take the temporary folder away where nothing comes to be run in it."""
     try:
-        yield tidy_up
-    except NothingRecorded:  # somebody will look there for the reason
-        raise
+        yield
     except BaseException:
-        tidy_up()
+        _tidy_up(temporary)
         raise
+
+
+def _tidy_up(temporary: Path | None) -> None:
+    if temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _variables(given: list[str]) -> dict[str, str | None]:

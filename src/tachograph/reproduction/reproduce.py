@@ -37,10 +37,6 @@ _NAMED = 3  # files that may be missing
 _SHARED_PREFIXES = ("/", "/usr", "/usr/local")  # where more lies than Python
 
 
-class NothingRecorded(StoreError):
-    """A command was run, and recorded no run that could be compared."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a run is to be reproduced.
@@ -102,8 +98,8 @@ class Prepared:
 def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
     """Restore the code of a run and make its command ready; nothing of it is run.
 
-    Nothing is asked of other machines: a commit that is not here is for `fetch`, and the
-    environment is made by `run_again` where it is not there yet.
+    Nothing is asked of other machines: a commit that is not here is for `fetch`, as is the
+    environment where it is not there yet.
 
     Raises
     ------
@@ -124,9 +120,21 @@ def prepare(store: Store, run: str, wishes: Wishes) -> Prepared:
 
 
 def fetch(prepared: Prepared) -> Prepared:
-    """Restore the code once more, with the commits that have to come from a remote."""
-    if not prepared.fetches:
-        return prepared
+    """Get from other machines what a run needs: commits from a remote, the packages.
+
+    Raises
+    ------
+    StoreError
+        The environment cannot be made.
+    """
+    if prepared.fetches:
+        prepared = _restore_again(prepared)
+    if prepared.environment == "made":
+        interpreter.make_environment(prepared.record.provenance)
+    return prepared
+
+
+def _restore_again(prepared: Prepared) -> Prepared:
     for path in prepared.wishes.folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -200,14 +208,10 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
 
     Raises
     ------
-    NothingRecorded
-        The command ended without a run that stands for the original.
     StoreError
-        The environment cannot be made, or the command not started.
+        The environment cannot be made, the command not started, or no run was recorded.
     """
     prepared = fetch(prepared)
-    if prepared.environment == "made":
-        interpreter.make_environment(prepared.record.provenance)
     original, plan = prepared.record.run_id, prepared.plan
     status = _run(plan, output)
     with open_store(prepared.store_url) as store:
@@ -218,7 +222,7 @@ def run_again(prepared: Prepared, output: int | None = None) -> Verdict:
         ]
         again = counterpart(store, original, new, redact_argv(plan.words))
         if again is None:
-            raise NothingRecorded(_nothing(prepared, status))
+            raise StoreError(_nothing(prepared, status))
         with _readable(original):
             verdict = _compare(store, original, again, prepared)
         about = {
