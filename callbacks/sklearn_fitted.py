@@ -154,7 +154,8 @@ class _Reading:
     def _any(self, value: Any, path: str) -> None:
         if isinstance(value, np.ma.MaskedArray):  # what is masked may be anything
             self._array(np.ma.getmaskarray(value), path)
-            self._array(np.asarray(value.filled()), path)
+            # The array itself would keep what it is filled with.
+            self._array(np.asarray(value.view().filled()), path)
         elif isinstance(value, np.ndarray | np.generic):
             self._array(np.asarray(value), path)
         elif isinstance(value, Mapping):

@@ -312,6 +312,7 @@ def test_searches_of_ones_own_are_handed_what_they_ask_for(
         search.fit(X, Y)
     assert list(search.cv_results_["round"]) == [0, 1]
     assert type(search.cv) is KFold
+    assert search.cv_results_["param_positive"]._fill_value is None  # as where nobody has read it
     assert len(checked(record())) == 3
 
     watched = WatchedFolds(KFold(3, shuffle=True), InertRun())
