@@ -205,6 +205,17 @@ def test_a_config_file_is_what_is_in_it_wherever_it_lay() -> None:
     assert facts == {("configuration", "arguments.files.config/a.yaml"): "a"}
 
 
+def test_what_a_split_is_for_is_no_cause() -> None:
+    """Of the whole run and of a fold alike: its rows tell more."""
+    split = {"role": "training", "rows": 4, "missing": "it is a stream"}
+    documents = {
+        "splits": {"splits": {"train": split}},
+        "splits.fold-0": {"splits": {"fold-0.train": split}},
+    }
+    paths = [path for _, path in facts_of(documents)]
+    assert paths == ["splits.splits.train.rows", "splits.fold-0.splits.fold-0.train.rows"]
+
+
 def test_packages_that_only_one_has_stand_behind_other_versions() -> None:
     """And behind hardware and seeds: an environment has more than a program uses."""
     lacking, other = ("environment", "packages.versions.a"), ("hardware", "hardware.cpu.logical")
