@@ -180,10 +180,12 @@ def diff(
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
     """Let Ctrl-C end the process: an engine that works on a query hears of it only afterwards."""
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and before is signal.default_int_handler):  # such as one that ignores them
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
