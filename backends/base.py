@@ -46,7 +46,9 @@ class Query:
     columns : sequence of str or None
         Which columns, in order. None is every column of the table's spec.
     order : sequence of str
-        Columns to sort by; a leading '-' sorts descending. NULLs come last either way.
+        Columns to sort by; a leading '-' sorts descending. NULLs come last either way. Without
+        one, points of a series, rows of a tensor and events of a run come, of each writer, as they
+        were recorded.
     limit : int or None
         At most this many rows.
     raw : bool

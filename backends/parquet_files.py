@@ -212,6 +212,12 @@ class Folder:
         match = _SEGMENT.fullmatch(name)
         return (match[1], int(match[2]), int(match[3])) if match else None
 
+    @classmethod
+    def _in_sequence(cls, name: str) -> tuple[str, int]:
+        """What sorts the segments of a writer by their records: as text 10 is before 9."""
+        part = cls.parse_segment(name)
+        return (part[0], part[1]) if part else (name, 0)
+
     @contextlib.contextmanager
     def segment(
         self, path: Path, spec: TableSpec, schema: pa.Schema | None = None
@@ -231,7 +237,7 @@ class Folder:
         return max((part[2] + 1 for part in parsed if part and part[0] == quoted), default=0)
 
     def segments(self, table: str, roots: Sequence[str] | None = None) -> list[Path]:
-        """Paths of a table's segments, in order of their names, of all roots or of some."""
+        """Paths of a table's segments, those of a writer in order, of all roots or of some."""
         if not TABLES[table].grows:
             folders = [self.path / table]
         elif roots is None:
@@ -242,7 +248,7 @@ class Folder:
             folder / name
             for folder in folders
             if folder.is_dir()
-            for name in sorted(os.listdir(folder))
+            for name in sorted(os.listdir(folder), key=self._in_sequence)
             if name.endswith(".parquet") and name != "schema.parquet"
         ]
 

@@ -121,6 +121,18 @@ class QueryLaws(StoreFixtures):
         assert read(filled, "runs", "run_id", limit=0) == []
         assert len(read(filled, "runs", "run_id", limit=99)) == 5
 
+    def test_without_an_order_records_of_a_writer_stay_in_theirs(self, backend: Backend) -> None:
+        """Points, statistics and events that no step tells apart come as they were recorded."""
+        tensor = {"run_id": "r", "name": "w", "kind": "weight", "step": 1, "context": "{}"}
+        # Numbers of different length: as texts they would sort as 0, 10, 2.
+        for first, following in ((0, 2), (2, 10), (10, 11)):
+            point = make_block("r", {"loss": [1.0]}, seqs=[first], steps=[None])
+            rows = {"tensors": [tensor], "events": [{"run_id": "r"}]}
+            backend.write(make_batch("w", first, following, blocks=[point], **rows))
+        for table in ("metrics", "tensors", "events"):
+            found = read(backend, table, "seq", where=where("run_id", "=", "r"))
+            assert found == [(0,), (2,), (10,)], table
+
     def test_columns_come_in_the_order_asked_for(self, filled: Backend) -> None:
         """Only the columns named, as named; sorting and filtering may use others."""
         table = filled.read(
