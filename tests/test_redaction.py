@@ -237,6 +237,7 @@ HARMLESS = (
         "api_keys = [a, b]",
     ),
     *("token,label\nhello,NOUN\nworld2,NOUN\n", "tokenizer.set_token('<eos>')", "set_token(token)"),
+    *("docker login host && docker run -p 127.0.0.1:8080:80 x", "mysql -h host; ls -private"),
     *("docker login -u me -p ${X} host", "user,password\n", "kind: ConfigMap\ndata:\n  a: b\n"),
     *("task-scheduler-with-a-very-long-name-2024", "password = None", "index 074e4e8..0273da1"),
 )

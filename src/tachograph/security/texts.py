@@ -74,7 +74,7 @@ _GIVEN_AWAY = (  # secrets that only the words before them give away: what is th
     (("login",), rf"wandb[ .]login[\s(]{{1,4}}(?:key\s?=\s?)?(?:{_QUOTE})?(?=[0-9a-f]{{40}})"),
     (
         ("login",),
-        r"\b(?:docker|podman|az|oc|skopeo)\s+login\b[^\n]{0,200}?\s-p[ =](?![$<{])",
+        r"\b(?:docker|podman|az|oc|skopeo)\s+login\b[^\n&|;]{0,200}?\s-p[ =](?![$<{])",
     ),
     (
         ("--password-stdin",),
@@ -94,8 +94,8 @@ _GIVEN_AWAY = (  # secrets that only the words before them give away: what is th
     (("sig=", "signature="), r"""[?&](?i:(?:x-amz-)?signature|sig)=(?=[^&\s"']{16})"""),
     (("sshpass",), r"""sshpass\s-p\s?["']?"""),
     (("curl ",), r"""curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]["']?[^\s:"']{1,80}:"""),
-    (("mysql",), r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p(?=[^\s$<{-])"),
-    (("redis-cli",), r"\bredis-cli\b[^\n]{0,200}?\s-a\s(?![$<{])"),
+    (("mysql",), r"\bmysql(?:dump|admin)?\b[^\n&|;]{0,200}?\s-p(?=[^\s$<{-])"),
+    (("redis-cli",), r"\bredis-cli\b[^\n&|;]{0,200}?\s-a\s(?![$<{])"),
     (
         ("pass'", 'pass"', "pass\\"),
         rf"""{_QUOTE}user(?:name)?{_QUOTE}\s?:[^{{}}]{{1,80}}?{_QUOTE}pass{_QUOTE}\s?:\s?{_QUOTE}"""
