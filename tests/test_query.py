@@ -253,7 +253,7 @@ def test_run_record_has_everything(backend: Backend) -> None:
 
 
 def test_series_is_sorted_by_step_and_exact(backend: Backend) -> None:
-    """Steps ascend, equal ones keep their order, those without come last; NaN stays NaN."""
+    """Steps ascend, equal ones by time, those without come last; NaN stays NaN."""
     values = [1.0, math.nan, -0.0, math.inf, 5.0]
     block = make_block("r", {"loss": values}, steps=[3, 1, None, 1, 0], epochs=[1, None, 0, 0, 0])
     backend.write(make_batch("w", 0, blocks=[block], runs=[run_row("r")]))
@@ -262,6 +262,12 @@ def test_series_is_sorted_by_step_and_exact(backend: Backend) -> None:
     assert list(found["step"]) == [0, 1, 1, 3, None]
     assert [str(value) for value in found["value"]] == ["5.0", "nan", "inf", "1.0", "-0.0"]
     assert list(found["time"]) == [START + seq * 1000 for seq in (4, 1, 3, 0, 2)]
+    earlier = make_block("r", {"loss": [2.0]}, seqs=[2], steps=[1])  # between two of the other's
+    backend.write(make_batch("v", 0, blocks=[earlier]))
+    rows = Store(backend).metrics_of("r")
+    (curve,) = Store(backend).curves("r", rows).values()
+    for found in (Store(backend).series("r", "loss"), curve):
+        assert [str(value) for value in found["value"]] == "5.0 nan 2.0 inf 1.0 -0.0".split()
 
 
 def test_series_chooses_context_rank_and_attempts(backend: Backend) -> None:

@@ -217,7 +217,7 @@ class Store:
         attempts: Literal["latest", "all"] = "latest",
         points: int | None = None,
     ) -> Table:
-        """The points of a metric, by step, then in the order they were recorded.
+        """The points of a metric, by step, then by time.
 
         Parameters
         ----------

@@ -143,11 +143,16 @@ def _exact(points: Table, columns: Sequence[str]) -> Table:
 
 
 def by_step(points: Table) -> Table:
-    """Sort by step; points without one come last, and equal ones keep their order."""
-    steps = points["step"]
-    if None not in steps and all(map(operator.le, steps, steps[1:])):
+    """Sort by step, then by time; points without a step come last.
+
+    By time, because stores give what several processes recorded of a series in orders of their own.
+    """
+    steps, times = points["step"], points["time"]
+    if None not in steps and all(map(operator.lt, steps, steps[1:])):
         return points
-    order = sorted(range(len(points)), key=lambda i: (steps[i] is None, steps[i] or 0))
+    order = sorted(
+        range(len(points)), key=lambda i: (steps[i] is None, steps[i] or 0, times[i] or 0)
+    )
     return points.take(order)
 
 
