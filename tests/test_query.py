@@ -267,7 +267,7 @@ def test_series_is_sorted_by_step_and_exact(backend: Backend) -> None:
     rows = Store(backend).metrics_of("r")
     (curve,) = Store(backend).curves("r", rows).values()
     for found in (Store(backend).series("r", "loss"), curve):
-        assert [str(value) for value in found["value"]] == "5.0 nan 2.0 inf 1.0 -0.0".split()
+        assert list(map(str, found["value"])) == ["5.0", "nan", "2.0", "inf", "1.0", "-0.0"]
 
 
 def test_series_chooses_context_rank_and_attempts(backend: Backend) -> None:
