@@ -20,9 +20,6 @@ from tachograph.backends.parquet_scan import codes, keep_rows, scan, sort_table
 from tachograph.content import ContentFolder
 from tachograph.records import TABLES, TableSpec, now_us
 
-GRACE_SECONDS = 3600.0
-"""How long a file that no row names is kept: its row may still be on the way."""
-
 _TEMPORARY_SECONDS = 86_400.0
 _KEYED = [spec for spec in TABLES.values() if not spec.grows]
 _GROWING = [spec for spec in TABLES.values() if spec.grows]
@@ -141,14 +138,10 @@ class Upkeep:
 
     def _unused_files(self, content: ContentFolder) -> dict[str, int]:
         """Digest and bytes of the artifacts that no row, or only hidden rows, name."""
-        named = set(self._reader.read(Query("artifacts", columns=("sha256",), raw=True))["sha256"])
         used = set(self._reader.read(Query("artifacts", columns=("sha256",)))["sha256"])
-        now = time.time()
-        return {
-            digest: size
-            for digest, size in content.list()
-            if digest not in used and (digest in named or content.age(digest, now) > GRACE_SECONDS)
-        }
+        query = Query("artifacts", columns=("sha256",), raw=True, span="changed_at")
+        named = self._reader.read(query)
+        return content.unused(used, dict(zip(named["sha256"], named["last"], strict=True)))
 
 
 def _runs_in(path: Path) -> Counter[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,6 @@ from tachograph.content import ContentFolder
 from tachograph.errors import Locked, QueryError, StoreError
 from tachograph.records import Batch
 from tachograph.table import Table, distinct
-
-GRACE_SECONDS = 3600.0
-"""How long a file that no row names is kept: its row may still be on the way."""
 
 MOST_PLACES = 10_000
 """Most values in a statement; SQLite uses an index through a view for these, not for JSON."""
@@ -211,15 +207,10 @@ class SQLiteBackend(KeepsContent):
 
     def _unused_files(self) -> dict[str, int]:
         """Files that only deleted rows name, and old ones that none does, with their bytes."""
-        execute, now = self._connection.execute, time.time()
+        execute = self._connection.execute
         used = {digest for (digest,) in execute("SELECT sha256 FROM artifacts")}
-        named = {digest for (digest,) in execute("SELECT sha256 FROM _raw_artifacts")}
-        return {
-            digest: size
-            for digest, size in self._content.list()
-            if digest not in used
-            and (digest in named or self._content.age(digest, now) > GRACE_SECONDS)
-        }
+        latest = "SELECT sha256, max(changed_at) FROM _raw_artifacts GROUP BY sha256"
+        return self._content.unused(used, dict(execute(latest)))
 
     def _erase(self, run: int) -> None:
         """Delete the rows of a run, except that of the run itself."""

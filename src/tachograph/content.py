@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from tachograph.errors import StoreError, StoreNotFound
 from tachograph.host import sync_data, sync_folder
+
+GRACE_SECONDS = 3600.0
+"""How long a file is kept whose row may still be on the way."""
 
 _CHUNK = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -87,9 +91,25 @@ class ContentFolder:
             if _DIGEST.fullmatch(path.name):
                 yield path.name, path.stat().st_size
 
-    def age(self, sha256: str, now: float) -> float:
-        """Seconds since a file was put in for the last time."""
-        return now - self.path(sha256).stat().st_mtime
+    def unused(self, used: Container[str], named: Mapping[str, int]) -> dict[str, int]:
+        """Digest and bytes of every file that nothing refers to, nor is about to.
+
+        Parameters
+        ----------
+        used : container of str
+            Digests in rows that users see.
+        named : mapping of str to int
+            Digest to the time (µs) of the last row that has it, of all rows, hidden ones too.
+        """
+        now = time.time()
+        found = {}
+        for digest, size in self.list():
+            put_at = self.path(digest).stat().st_mtime
+            # A row is made after its file was put in: that of a younger file is still on its way.
+            is_settled = now - put_at > GRACE_SECONDS or (named.get(digest) or 0) >= put_at * 1e6
+            if is_settled and digest not in used:
+                found[digest] = size
+        return found
 
     def remove(self, sha256: str) -> None:
         """Remove a file; nothing happens where there is none."""

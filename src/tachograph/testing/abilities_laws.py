@@ -17,7 +17,7 @@ from tachograph.backends.base import (
     SupportsSQL,
 )
 from tachograph.errors import QueryError, StoreError, StoreNotFound
-from tachograph.records import TABLES
+from tachograph.records import TABLES, now_us
 from tachograph.testing.builders import dump, make_batch, make_block
 from tachograph.testing.fixtures import StoreFixtures, read, where
 from tachograph.testing.keyed_laws import RUN_TABLES, change, fill, tables_with
@@ -276,21 +276,25 @@ class GCLaws(StoreFixtures):
     def test_gc_frees_files_that_nobody_refers_to(
         self, collector: SupportsGC, backend: Backend, tmp_path: Path
     ) -> None:
-        """The file of a deleted run goes, that of a kept one and one of both stays."""
+        """The file of a deleted run goes, that of a kept one and one of both stays.
+
+        So does one that was put in again since the last row: another row is on its way.
+        """
         keeper: SupportsArtifacts = skip_without(backend, SupportsArtifacts)
-        users = {"gone": ["gone"], "kept": ["kept"], "both": ["gone", "kept"]}
+        users = {"gone": ["gone"], "kept": ["kept"], "both": ["gone", "kept"], "again": ["gone"]}
         for number, (name, runs) in enumerate(users.items()):
             content = name.encode()
             (tmp_path / name).write_bytes(content)
             uri = keeper.put_artifact(tmp_path / name, digest(content))
-            rows = [
-                {"run_id": run, "path": name, "sha256": digest(content), "uri": uri} for run in runs
-            ]
+            row = {"path": name, "sha256": digest(content), "uri": uri}
+            if name != "again":
+                row["changed_at"] = now_us()
+            rows = [row | {"run_id": run} for run in runs]
             backend.write(make_batch(f"files{number}", 0, artifacts=rows))
         assert collector.gc().artifacts == (digest(b"gone"),)
         assert collector.gc(dry_run=False).artifacts == (digest(b"gone"),)
         left = {sha256 for sha256, _ in keeper.list_artifacts()}
-        assert left == {digest(b"kept"), digest(b"both")}
+        assert left == {digest(b"kept"), digest(b"both"), digest(b"again")}
 
 
 class CompactLaws(StoreFixtures):
