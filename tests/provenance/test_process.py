@@ -82,7 +82,9 @@ def test_how_python_was_started_is_told(tmp_path: Path) -> None:
     assert (module["working_directory"], module["moved_to"]) == (started, moved)
     assert (module["started_by"], module["entry"]) == ("module", "model")
     assert module["command"].endswith(" -m model")
-    assert told("argv", "model/", folder=tmp_path)["working_directory"] == started
+    program = told("argv", "model/", folder=tmp_path)
+    assert (program["working_directory"], program["moved_to"]) == (started, moved)
+    assert (program["started_by"], program["entry"]) == ("script", f"{package}/__main__.py")
     assert told("argv", "-c", show, folder=tmp_path)["started_by"] == "command"
     assert told("argv", "-", input=show, folder=tmp_path)["started_by"] == "stdin"
     assert provenance.collect(["argv"])["argv"]["started_by"] == "pytest"

@@ -151,7 +151,7 @@ def test_code_without_git_comes_back(program: Program, tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_module_and_of_a_text(program: Program, tmp_path: Path) -> None:
-    """`python -m` is run where it stood; `-c` is its own text; standard input is gone."""
+    """`python -m` is run where it stood, a folder by its file; `-c` is its text; input is gone."""
     package = tmp_path / "work/tool"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -159,6 +159,7 @@ def test_the_command_of_a_module_and_of_a_text(program: Program, tmp_path: Path)
     told = {}
     for name, words, given in (
         ("module", ("-m", "tool", "-v"), None),
+        ("folder", ("tool", "-v"), None),
         ("text", ("-c", f"import tool\n{RECORD}"), None),
         ("input", ("-",), f"import tool\n{RECORD}"),
     ):
@@ -167,6 +168,7 @@ def test_the_command_of_a_module_and_of_a_text(program: Program, tmp_path: Path)
         told[name] = command_of(run.documents, restored)
         assert told[name].folder == tmp_path / name / "project"
     assert told["module"].words == ["-m", "tool", "-v"]
+    assert told["folder"].words == [f"{tmp_path}/folder/project/__main__.py", "-v"]
     assert told["text"].words[0] == "-c"
     assert told["input"].words == []
     assert "typed or piped" in told["input"].notes[0]

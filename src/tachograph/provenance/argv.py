@@ -12,6 +12,8 @@ from tachograph.provenance.modules import import_root, in_environment
 from tachograph.provenance.shell import shell_kind
 from tachograph.security.redaction import redact_argv
 
+_OF_FOLDER = "__main__"  # the module that Python runs of a folder or an archive
+
 
 def collect() -> dict[str, Any]:
     """Arguments (secrets redacted), the same as shell text, entry script or module, folder."""
@@ -70,7 +72,7 @@ def _started(file: str | None, spec: Any) -> tuple[str, str | None]:
     kind = shell_kind()
     if kind == "notebook" or (kind and file is None):
         return kind, os.environ.get("JPY_SESSION_NAME")
-    if spec is not None:
+    if spec is not None and spec.name != _OF_FOLDER:
         return "module", str(spec.name).removesuffix(".__main__")
     if file is not None and file != "<stdin>":
         return "script", str(Path(file).absolute())
@@ -98,10 +100,10 @@ def _started_in() -> str | None:
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if not isinstance(file, str) or not os.path.isabs(file):
         return None
-    if spec is not None and spec.name != "__main__":
+    if spec is not None and spec.name != _OF_FOLDER:
         root = import_root(file, str(spec.name))
         return root if sys.path[:1] == [root] and not getattr(sys.flags, "safe_path", 0) else None
-    program = file if spec is None else os.path.dirname(file)  # a folder or an archive is run so
+    program = file if spec is None else os.path.dirname(file)
     for word in (word.rstrip(os.sep) for word in sys.orig_argv[1:]):
         if word == program:
             return None

@@ -231,8 +231,10 @@ def _words(
 
 def _with_script(words: list[str], given: str, entry: Path, stood: Path | None) -> list[str]:
     """The restored script in place of the one that was run; the rest as it was."""
+    script = PurePath(given)
+    names = {script.name} | ({script.parent.name} if script.name == "__main__.py" else set())
     for place, word in enumerate(words):
-        if PurePath(word).name == PurePath(given).name:
+        if PurePath(word).name in names:
             is_there = stood is not None and os.path.normpath(stood / word) == str(entry)
             return words if is_there else [*words[:place], str(entry), *words[place + 1 :]]
     return words
