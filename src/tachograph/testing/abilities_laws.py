@@ -17,7 +17,7 @@ from tachograph.backends.base import (
     SupportsSQL,
 )
 from tachograph.errors import QueryError, StoreError, StoreNotFound
-from tachograph.records import TABLES, now_us
+from tachograph.records import TABLES, Row, now_us
 from tachograph.testing.builders import dump, make_batch, make_block
 from tachograph.testing.fixtures import StoreFixtures, read, where
 from tachograph.testing.keyed_laws import RUN_TABLES, change, fill, tables_with
@@ -286,7 +286,7 @@ class GCLaws(StoreFixtures):
             content = name.encode()
             (tmp_path / name).write_bytes(content)
             uri = keeper.put_artifact(tmp_path / name, digest(content))
-            row = {"path": name, "sha256": digest(content), "uri": uri}
+            row: Row = {"path": name, "sha256": digest(content), "uri": uri}
             if name != "again":
                 row["changed_at"] = now_us()
             rows = [row | {"run_id": run} for run in runs]

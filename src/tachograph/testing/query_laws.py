@@ -127,8 +127,10 @@ class QueryLaws(StoreFixtures):
         # Numbers of different length: as texts they would sort as 0, 10, 2.
         for first, following in ((0, 2), (2, 10), (10, 11)):
             point = make_block("r", {"loss": [1.0]}, seqs=[first], steps=[None])
-            rows = {"tensors": [tensor], "events": [{"run_id": "r"}]}
-            backend.write(make_batch("w", first, following, blocks=[point], **rows))
+            event = {"run_id": "r", "kind": "note"}
+            backend.write(
+                make_batch("w", first, following, blocks=[point], tensors=[tensor], events=[event])
+            )
         for table in ("metrics", "tensors", "events"):
             found = read(backend, table, "seq", where=where("run_id", "=", "r"))
             assert found == [(0,), (2,), (10,)], table
