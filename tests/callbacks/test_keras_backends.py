@@ -39,7 +39,7 @@ def test_backend(backend: str) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
     assert ended.returncode == 0, ended.stdout[-5000:]
 
