@@ -183,6 +183,8 @@ def test_a_secret_under_a_secret_name_never_survives_a_text(name: str, secret: s
         "client-key-data: pa55word",
         "kind: Secret\ndata:\n  dsn: pa55word\n---\nlr: 1",
         "+kind: Secret\n+stringData:\n+  dsn: pa55word\n",
+        "- data:\n    dsn: pa55word\n  kind: Secret",
+        "[passwords]\nme = pa55word",
         "kubectl create secret generic x --from-literal=y=pa55word",
         'echo "::add-mask::pa55word"',
         "UID=me;PWD=pa55word;",
@@ -204,6 +206,7 @@ def test_credentials_in_urls_headers_and_commands_are_taken_out(text: str) -> No
     assert "pa55word" not in redacted
     assert "cGE1NXdvcmQ" not in redacted
     assert REDACTED in redacted
+    assert "pa55word" not in redact_text(text.replace("\n", "\r\n"))  # as on Windows
 
 
 def test_a_redacted_diff_keeps_its_lines_and_markers() -> None:

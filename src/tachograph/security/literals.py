@@ -19,8 +19,8 @@ _TOKEN = r"""(?x)
   | (?P<word>[^\s,()\[\]{}"':#]++)(?P<after>[ \t]*:)?"""
 _WORD_END = re.compile(r"[\w)\]]")
 _SETTING = r"[-+ ]?[ \t]*(?P<key>[\w.-]+)[ \t]*[=:][ \t]*(?P<rest>.*\S)"
-_JOINED = r"[ \t]*(?:\+[ \t]*)?(?:\\\n[-+ ]?[ \t]*)?(?=[brfuBRFU]{0,2}[\"'])"
-_BLOCK = r"(?:[&!][\w!-]+[ \t]*)*(?:[|>][-+0-9]*)?[ \t]*(?:\#[^\n]*)?\n"
+_JOINED = r"[ \t]*(?:\+[ \t]*)?(?:\\\r?\n[-+ ]?[ \t]*)?(?=[brfuBRFU]{0,2}[\"'])"
+_BLOCK = r"(?:[&!][\w!-]+[ \t]*)*(?:[|>][-+0-9]*)?[ \t]*(?:\#[^\n]*)?\r?\n"
 _ENTRY = r"[ \t]*+(?:-[ \t]+)*(?:[\"']?(?P<key>[\w.-]+)[\"']?[ \t]*:(?:[ \t]+|$))?(?P<rest>.*\S)?"
 
 
@@ -54,7 +54,7 @@ def quoted_parts(text: str, start: int, *, bare: bool = False) -> list[Part]:
         Of a literal of several lines one part a line. Empty where the value begins otherwise, or
         its bracket does not close.
     """
-    continued = _compiled(r"\\\n[-+ ]?[ \t]*").match(text, start)
+    continued = _compiled(r"\\\r?\n[-+ ]?[ \t]*").match(text, start)
     start = continued.end() if continued else start
     if text[start : start + 1] in ("(", "[", "{"):
         return _in_brackets(text, start, bare)

@@ -189,10 +189,12 @@ _FORMS = (  # what it has in it, how it is written, and whether its value must l
 _FORM_MARKS = tuple((mark, (form, random)) for marks, form, random in _FORMS for mark in marks)
 _IN_COLUMNS = ("passw", "pwd", "secret", "token", "api_key", "apikey", "credential")
 _HEADER = (
-    r"(?m)^[-+ ]?(?P<names>[\w.\"-]+(?P<separator>[,;\t])[\w.\"-]+(?:(?P=separator)[\w.\"-]+)*)\n"
+    r"(?m)^[-+ ]?(?P<names>[\w.\"-]+(?P<separator>[,;\t])[\w.\"-]+(?:(?P=separator)[\w.\"-]+)*)"
+    r"\r?\n"
 )
-_MANIFEST = r"(?m)^[-+ ]?(?:data|stringData):[ \t]*(?=\n)"  # of a secret of Kubernetes
-_SECTION = r"(?m)^[-+ ]?\[(?P<name>[\w.\"-]+)\][ \t]*\n"
+_IS_MANIFEST = r"""kind:[ \t]*["']?Secret\b"""  # of Kubernetes
+_MANIFEST = r"(?m)^[-+ ]*+(?:data|stringData):[ \t]*(?=\r?\n)"
+_SECTION = r"(?m)^[-+ ]?\[(?P<name>[\w.\"-]+)\][ \t]*\r?\n"
 _WORD_LEFT = r"[^\s\"'&]*+"
 _MARKED = r"(?:[&!][\w!-]+[ \t]+)+(?=[^\s|>$])"  # an anchor or a type of YAML
 _PROSE = (  # what a docstring says of a parameter
@@ -238,11 +240,11 @@ def _redact_piece(text: str) -> str:
         text = secret.sub(lambda match: match["before"] + REDACTED, text)
     if ":" in text or "=" in text or "--" in text:
         text = _redact_assignments(text)
-    if "]\n" in text:
+    if "]\n" in text or "]\r\n" in text:
         text = _redact_sections(text)
     if any(word in small for word in _IN_COLUMNS):
         text = _redact_columns(text)
-    if "kind: Secret\n" in text:
+    if "Secret" in text and _seldom(_IS_MANIFEST).search(text):
         text = _redact_manifest(text)
     for form, only_random in {kind: None for mark, kind in _FORM_MARKS if mark in small}:
         text = _redact_form(text, form, only_random)
