@@ -139,9 +139,9 @@ class Upkeep:
     def _unused_files(self, content: ContentFolder) -> dict[str, int]:
         """Digest and bytes of the artifacts that no row, or only hidden rows, name."""
         used = set(self._reader.read(Query("artifacts", columns=("sha256",)))["sha256"])
-        query = Query("artifacts", columns=("sha256",), raw=True, span="changed_at")
-        named = self._reader.read(query)
-        return content.unused(used, dict(zip(named["sha256"], named["last"], strict=True)))
+        columns = ("sha256", "changed_at")
+        named = self._reader.read(Query("artifacts", columns=columns, order=columns[1:], raw=True))
+        return content.unused(used, dict(zip(*(named[name] for name in columns), strict=True)))
 
 
 def _runs_in(path: Path) -> Counter[str]:
