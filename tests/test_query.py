@@ -249,6 +249,19 @@ def test_run_record_has_everything(backend: Backend) -> None:
     ]
 
 
+def test_common_rows_of_the_root_are_not_those_of_a_run_with_its_own(backend: Backend) -> None:
+    """Neither those of the root's whole data nor those of its folds."""
+    documents = [("top", "splits.fold-0"), ("top", "packages"), ("own", "splits")]
+    provenance = [
+        {"run_id": run, "section": section, "document": "{}"} for run, section in documents
+    ]
+    runs = [{"run_id": run, "root_id": "top"} for run in ("top", "own", "without")]
+    backend.write(make_batch("writer", 0, runs=runs, provenance=provenance))
+    store = Store(backend)
+    assert set(store.run("own").provenance) == {"packages", "splits"}
+    assert set(store.run("without").provenance) == {"packages", "splits.fold-0"}
+
+
 # ---------------------------------------------------------------------------- series
 
 

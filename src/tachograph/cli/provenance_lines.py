@@ -12,7 +12,7 @@ from typing import Any
 from tachograph.cli.render import shown, size
 from tachograph.levels.pieces import listed
 from tachograph.provenance.grouping import is_seed
-from tachograph.reading.documents import Documents
+from tachograph.reading.documents import Documents, is_of_splits
 from tachograph.values import mapping
 
 Lines = Iterator[tuple[str, str]]
@@ -116,7 +116,7 @@ def data(documents: Documents) -> Lines:
 
 def _overlaps(documents: Documents) -> Iterator[Mapping[str, Any]]:
     """Of the whole run, then of its folds by their number."""
-    names = (name for name in documents if name == "splits" or name.startswith("splits.fold-"))
+    names = filter(is_of_splits, documents)
     for name in sorted(names, key=lambda name: (len(name), name)):
         splits = get(documents, name)
         yield from [*(splits.get("overlaps") or ()), *(splits.get("across_runs") or ())]

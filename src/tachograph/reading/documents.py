@@ -7,3 +7,8 @@ from typing import Any
 
 Documents = Mapping[str, Any]
 """Section to document, as `RunRecord.provenance` has them."""
+
+
+def is_of_splits(section: str) -> bool:
+    """Whether a section tells which rows the parts of the data share, whole or in one fold."""
+    return section == "splits" or section.startswith("splits.fold-")

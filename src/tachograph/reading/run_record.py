@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import Condition, Query
+from tachograph.reading.documents import is_of_splits
 from tachograph.reading.lookup import RunId, family_of
 from tachograph.records import Row
 from tachograph.table import Table
@@ -87,9 +88,11 @@ class RunRecord:
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """Section to document, with the root's where the run has none of its own."""
-        root = self.row["root_id"]
+        root, own = self.row["root_id"], self._documents(self.run_id)
         of_root = self._documents(root) if root and root != self.run_id else {}
-        return of_root | self._documents(self.run_id)
+        if any(map(is_of_splits, own)):  # the folds of the root are not parts of its data
+            of_root = {name: of_root[name] for name in of_root if not is_of_splits(name)}
+        return of_root | own
 
     def _documents(self, run_id: str) -> dict[str, Any]:
         found = self._store.provenance(RunId(run_id))
