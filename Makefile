@@ -6,7 +6,9 @@ TORCH ?= torch==2.13.0
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+# pip would use one processor. Some packages hold files for other versions of Python.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 .PHONY: demo test fast lint types package docs bench clean
 
@@ -47,8 +49,10 @@ $(VENV)/bin/python:
 $(VENV)/demo: $(VENV)/bin/python pyproject.toml
 	$(PIP) "$(TORCH)"
 	$(PIP) --editable ".[all]"
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/test: $(VENV)/demo
 	$(PIP) --group dev
+	@$(COMPILE)
 	@touch $@
