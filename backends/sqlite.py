@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tachograph.backends.base import SPAN, Backend, Bounds, Condition, Garbage, Query
 from tachograph.backends.content import KeepsContent
-from tachograph.backends.sqlite_file import BUSY_SECONDS, connect, identity, open_store
+from tachograph.backends.sqlite_file import (
+    BUSY_SECONDS,
+    connect,
+    identity,
+    is_locked,
+    open_store,
+)
 from tachograph.backends.sqlite_schema import DELETED_RUNS, ERASE, quote
 from tachograph.backends.sqlite_write import BatchWriter
 from tachograph.content import ContentFolder
@@ -111,7 +117,7 @@ class SQLiteBackend(KeepsContent):
         try:
             yield
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            kind = Locked if _is_locked(error) else StoreError
+            kind = Locked if is_locked(error) else StoreError
             raise kind(f"{self.path}: {error}") from error
 
     def close(self) -> None:
@@ -223,11 +229,6 @@ class SQLiteBackend(KeepsContent):
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("VACUUM")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def _is_locked(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)  # its lowest byte is the kind of error
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 # ---------------------------------------------------------------------------- queries

@@ -42,11 +42,17 @@ def open_store(path: Path, create: bool) -> sqlite3.Connection:
             return _open_once(path, create)
         except sqlite3.OperationalError as error:
             # SQLite does not wait for others while they turn a new file to WAL.
-            if "locked" not in str(error) or time.monotonic() > deadline:
+            if not is_locked(error) or time.monotonic() > deadline:
                 raise StoreError(f"cannot open {path}: {error}") from error
             time.sleep(0.02)
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{path} is not a store: {error}") from error
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether others write to the file, or make it ready, and one may ask again."""
+    code = getattr(error, "sqlite_errorcode", None)  # its lowest byte is the kind of error
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _refuse_network(path: Path) -> None:
