@@ -139,15 +139,20 @@ def foreign(response: httpx.Response) -> StoreError:
     )
 
 
+def read_up_to(response: httpx.Response, most: int) -> bytes:
+    """The body of an answer; of a longer one a little more than so many bytes, and no end."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > most:
+            break
+    return bytes(body)
+
+
 def _said(response: httpx.Response) -> dict[str, Any]:
     """Code and message of an error, whoever sent it."""
-    body = b""
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > _ERROR_BYTES:
-            break
     try:
-        error = json.loads(body)["error"]
+        error = json.loads(read_up_to(response, _ERROR_BYTES))["error"]
         # Line feeds stay: a filter is shown with its mistake. Nothing else may steer a terminal.
         text = "".join(
             char if char.isprintable() or char == "\n" else " " for char in str(error["message"])

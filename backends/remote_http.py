@@ -28,6 +28,7 @@ from tachograph.backends.remote_errors import (
     check_version,
     explained,
     foreign,
+    read_up_to,
     refusal,
 )
 from tachograph.errors import StoreError
@@ -243,15 +244,13 @@ def _read_short(response: httpx.Response, most: int) -> httpx.Response:
     """Read an answer that is short; another service may go on for ever."""
     import httpx
 
-    body = bytearray()
-    for piece in response.iter_bytes():
-        body += piece
-        if len(body) > most:
-            raise foreign(response)
+    body = read_up_to(response, most)
+    if len(body) > most:
+        raise foreign(response)
     headers = response.headers.copy()
     headers.pop("Content-Encoding", None)  # the body is decoded
     return httpx.Response(
-        response.status_code, headers=headers, content=bytes(body), request=response.request
+        response.status_code, headers=headers, content=body, request=response.request
     )
 
 
