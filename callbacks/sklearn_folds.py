@@ -71,9 +71,19 @@ class WatchedFolds:
 
 
 def default_splitter(evaluate: Callable[..., Any], estimator: Any) -> Any:
-    """What a search splits by where it is not told otherwise; None where that is not to be known.
+    """What a search splits by where it is not told otherwise; None where that is not known."""
+    return getattr(estimator, "_checked_cv_orig", None) or _inside(evaluate, "cv_orig")
 
-    Before scikit-learn 1.9 only the function by which it evaluates candidates knows.
+
+def count_folds(evaluate: Callable[..., Any], estimator: Any) -> int:
+    """How many folds each candidate of a search will have."""
+    return int(_inside(evaluate, "n_splits") or estimator.n_splits_)
+
+
+def _inside(evaluate: Callable[..., Any], name: str) -> Any:
+    """What the function knows by which a search evaluates candidates.
+
+    Before scikit-learn 1.9 it alone knows: attributes are set at the end, and those of an earlier
+    fit may be others.
     """
-    known = getattr(estimator, "_checked_cv_orig", None)
-    return known or inspect.getclosurevars(evaluate).nonlocals.get("cv_orig")
+    return inspect.getclosurevars(evaluate).nonlocals.get(name)

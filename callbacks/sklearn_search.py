@@ -12,21 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tachograph.callbacks.sklearn_facts import named
-from tachograph.callbacks.sklearn_folds import WatchedFolds, default_splitter
+from tachograph.callbacks.sklearn_folds import WatchedFolds, count_folds, default_splitter
 from tachograph.callbacks.sklearn_place import Place, guard
 from tachograph.identity import derived_id
 from tachograph.run import Run, status_of
 from tachograph.start import attach_run
-
-
-def _count_folds(evaluate: Callable[..., Any], estimator: Any) -> int:
-    """How many folds each candidate will have.
-
-    Before scikit-learn 1.9 only the function itself knows: the attribute is set at the end, and
-    that of an earlier fit may be another.
-    """
-    known = inspect.getclosurevars(evaluate).nonlocals
-    return int(known.get("n_splits", None) or estimator.n_splits_)
 
 
 class Search:
@@ -64,7 +54,7 @@ class Search:
         def evaluate_candidates(candidate_params: Any, *args: Any, **kwargs: Any) -> Any:
             candidates = list(candidate_params)
             with guard(self.place.run, "candidates"):
-                self._begin(candidates, _count_folds(evaluate, estimator))
+                self._begin(candidates, count_folds(evaluate, estimator))
             args, kwargs = self._watch_folds(evaluate, estimator, args, kwargs)
             results = evaluate(candidates, *args, **kwargs)
             self._waiting = 0
