@@ -326,6 +326,7 @@ class Facts:
         Parameters
         ----------
         data : any
+            What the rows are read from.
         folds : sequence of pairs of arrays
             The numbers of the rows for training and of those for the test.
         """

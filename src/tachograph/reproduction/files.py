@@ -31,6 +31,11 @@ def _is_below(path: Path, top: Path) -> bool:
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
+def _project(documents: Documents) -> str:
+    """The folder of the original project; nothing where that is not known."""
+    return str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
+
+
 def not_there(documents: Documents, places: Places) -> Iterator[str]:
     """Arguments that name files of the project that were not kept."""
     argv = documents.get("argv", {})
@@ -43,7 +48,7 @@ def not_there(documents: Documents, places: Places) -> Iterator[str]:
 
 def left_behind(documents: Documents, places: Places) -> list[str]:
     """Files and folders at the top of the original project that the restored one lacks."""
-    root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
+    root = _project(documents)
     if not root:
         return []
     try:
@@ -59,7 +64,7 @@ def left_behind(documents: Documents, places: Places) -> list[str]:
 
 def link_data(documents: Documents, places: Places, wanted: Sequence[str], top: Path) -> list[str]:
     """Make data that was left in the original project reachable from the restored one."""
-    root = str(documents.get("source", {}).get("trees", {}).get(MAIN, {}).get("root") or "")
+    root = _project(documents)
     asked = [os.path.normpath(os.path.join(root, path)) for path in wanted]
     for path in asked:
         if not (places.has(path) and os.path.exists(path)):
